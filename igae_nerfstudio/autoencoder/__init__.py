@@ -1,0 +1,1 @@
+"""Images <-> latents. Nothing in here knows of scenes, cameras or Nerfstudio."""

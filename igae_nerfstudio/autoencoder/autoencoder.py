@@ -1,0 +1,216 @@
+"""A narrow contract over diffusers' image autoencoders.
+
+Symbols: an image x is (B, 3, H, W) with values in [0, 1]; its latent z = E(x) is (B, c, h, w) with
+h = ceil(H / l), w = ceil(W / l), where l is the downscale factor and c the number of latent channels
+(paper, section 3.1). Latents are the encoder's own numbers: the mean of the posterior where there is one, and
+neither scaled nor shifted. x^ = D(z) is (B, 3, l h, l w), not clamped, so that a loss on it keeps its gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Annotated
+from tyro.conf import Suppress
+
+from igae_nerfstudio.errors import InputError
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+SUPPORTED_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+
+
+@dataclass
+class AutoencoderConfig:
+    """Which autoencoder a latent NeRF lives in."""
+
+    name_or_path: str = "bundled"
+    """A folder in diffusers' format (`config.json` and weights), a Hugging Face hub id such as
+    `ostris/vae-kl-f8-d16`, or `bundled`: the small one that comes with the package and needs no hub."""
+    subfolder: Optional[str] = None
+    """Folder inside `name_or_path` that holds the autoencoder, often `vae`; None: the top."""
+    revision: Optional[str] = None
+    """Branch, tag or commit on the hub; None: the default branch."""
+    encode_precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the frozen encoder; bfloat16 halves its time and memory on recent GPUs."""
+    architecture: Annotated[Optional[str], Suppress] = None
+    """diffusers' config as JSON. Training writes it into the run's `config.yml`, from which the decoder is
+    rebuilt where the autoencoder itself is out of reach."""
+
+
+class Decoder(nn.Module):
+    """D: the trainable half that a latent NeRF fine-tunes in its RGB alignment (paper, equation 3).
+
+    Forward takes latents (B, c, h, w) and returns images (B, 3, l h, l w), about [0, 1], not clamped.
+    """
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.post_quant_conv = getattr(autoencoder, "post_quant_conv", None) or nn.Identity()
+        self.decoder = autoencoder.decoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return (self.decoder(self.post_quant_conv(latents)) + 1) / 2
+
+
+class Autoencoder:
+    """A frozen encoder E and its decoder D with one value range and one padding rule.
+
+    Not an `nn.Module`, so that a pipeline can hold it without its weights entering the checkpoint.
+
+    Args:
+        module: diffusers' `AutoencoderKL` or `AutoencoderTiny`.
+        precision: arithmetic of `encode`.
+    """
+
+    def __init__(self, module: nn.Module, precision: Literal["float32", "bfloat16"] = "float32") -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.precision = precision
+        self.latent_channels: int = module.config["latent_channels"]
+        self.downscale = downscale_of(module.config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def to(self, device: torch.device | str) -> Autoencoder:
+        self.module.to(device)
+        return self
+
+    @cached_property
+    def architecture(self) -> str:
+        """diffusers' config as JSON, enough to rebuild the modules without their weights."""
+        return json.dumps({**self.module.config, "_class_name": type(self.module).__name__}, sort_keys=True)
+
+    @cached_property
+    def encoder_hash(self) -> str:
+        """SHA-256 over everything that decides what `encode` returns: architecture and encoder weights."""
+        digest = hashlib.sha256(self.architecture.encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """z = E(x) without gradient.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1]; H and W need not be multiples of the downscale factor.
+
+        Returns:
+            Latents (B, c, ceil(H / l), ceil(W / l)), float32. The border is repeated to the right and below up
+            to a multiple of l, so the principal point keeps its pixel coordinates and nothing is stretched.
+        """
+        images = pad_to_multiple(images, self.downscale).to(self.device)
+        dtype = getattr(torch, self.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            encoded = self.module.encode(2 * images - 1)
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return latents.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, size: Optional[tuple[int, int]] = None) -> Tensor:
+        """x^ = D(z) without gradient, cropped to `size` = (H, W) and clamped to [0, 1]."""
+        images = Decoder(self.module)(latents.to(self.device)).float().clamp(0, 1)
+        return images if size is None else images[..., : size[0], : size[1]]
+
+    @torch.no_grad()
+    def encode_colour(self, colour: Tensor, size: int = 128) -> Tensor:
+        """What the encoder makes of a flat picture: the latent background of scenes on that background.
+
+        Args:
+            colour: (3,) in [0, 1].
+            size: side of the flat picture in pixels; the mean is taken over its inner half, where the zero
+                padding at the encoder's borders has no influence.
+
+        Returns:
+            Latent (c,).
+        """
+        latents = self.encode(colour.to(self.device).view(1, 3, 1, 1).expand(1, 3, size, size))[0]
+        h, w = latents.shape[-2:]
+        return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2))
+
+    def make_decoder(self) -> Decoder:
+        """A trainable copy of D; this autoencoder stays as it was."""
+        return Decoder(copy.deepcopy(self.module)).requires_grad_(True)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the right and lower border of (B, C, H, W) until both sides are multiples of `multiple`."""
+    height, width = images.shape[-2:]
+    pad = (0, -width % multiple, 0, -height % multiple)
+    return F.pad(images, pad, mode="replicate") if any(pad) else images
+
+
+def downscale_of(config: Any) -> int:
+    """l = 2^(stages - 1): both diffusers classes halve the picture between consecutive stages."""
+    stages = config.get("block_out_channels") or config["encoder_block_out_channels"]
+    return 2 ** (len(stages) - 1)
+
+
+def load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
+    """Load an autoencoder with its weights.
+
+    Raises:
+        InputError: it cannot be found or fetched, or it is of a class that cannot be used.
+    """
+    import diffusers
+
+    source = BUNDLED if config.name_or_path == "bundled" else Path(config.name_or_path).expanduser()
+    local = source.exists() or config.name_or_path.startswith((".", "/", "~"))
+    name = str(source) if local else config.name_or_path
+    if local and not source.exists():
+        raise InputError(
+            f"autoencoder folder {source} does not exist; pass an existing one with "
+            "--pipeline.autoencoder.name-or-path DIR, or 'bundled'"
+        )
+    subfolder = config.subfolder
+    if local and subfolder is None and not (source / "config.json").exists() and (source / "vae").is_dir():
+        subfolder = "vae"
+    where = {"subfolder": subfolder, "revision": config.revision}
+    try:
+        class_name = diffusers.AutoencoderKL.load_config(name, **where).get("_class_name")
+    except Exception as error:
+        problem = "holds no readable config.json" if local else "could not be fetched from the Hugging Face hub"
+        raise InputError(
+            f"autoencoder '{name}' {problem} ({first_line(error)}); download it where there is a network and pass "
+            "its folder (config.json and diffusion_pytorch_model.safetensors) with "
+            "--pipeline.autoencoder.name-or-path DIR, or use 'bundled'"
+        ) from error
+    if class_name not in SUPPORTED_CLASSES:
+        raise InputError(
+            f"autoencoder '{name}' is a {class_name}; supported are {' and '.join(SUPPORTED_CLASSES)}, "
+            "with --pipeline.autoencoder.subfolder NAME where it is one part of a larger model"
+        )
+    try:
+        module = getattr(diffusers, class_name).from_pretrained(name, low_cpu_mem_usage=False, **where)
+    except Exception as error:
+        raise InputError(
+            f"the weights of autoencoder '{name}' cannot be read ({first_line(error)}); fetch them again or pass "
+            "another folder with --pipeline.autoencoder.name-or-path DIR"
+        ) from error
+    return Autoencoder(module, config.encode_precision)
+
+
+def decoder_from_architecture(architecture: str) -> Decoder:
+    """An untrained decoder of a saved architecture, whose weights a checkpoint then fills."""
+    import diffusers
+
+    config = json.loads(architecture)
+    return Decoder(getattr(diffusers, config["_class_name"]).from_config(config))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for one-line messages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

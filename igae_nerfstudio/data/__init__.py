@@ -1,0 +1,1 @@
+"""Images and cameras -> latent cache -> batches of full latent images."""

@@ -1,0 +1,237 @@
+"""From a dataset to batches of full latent images.
+
+images + cameras --encode once--> cached latents --B per step--> rays (B, h, w), latents (B, h, w, c), photos.
+
+Whole images, because a decoder needs neighbours: single latent pixels cannot be decoded (paper, section 5.1).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Type
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.pixel_samplers import PixelSampler
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+from torch import Tensor
+
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
+from igae_nerfstudio.data.latent_cache import LatentCache, default_cache_dir
+from igae_nerfstudio.data.latent_cameras import latent_cameras
+from igae_nerfstudio.data.photo_dataset import PhotoDataset
+from igae_nerfstudio.errors import InputError
+
+BACKGROUND_COLOURS = {"white": torch.ones(3), "black": torch.zeros(3)}
+
+
+@dataclass
+class LatentDataManagerConfig(VanillaDataManagerConfig):
+    """Batches of full latent images; the fields about rays per batch and pixel samplers have no effect here."""
+
+    _target: Type = field(default_factory=lambda: LatentDataManager)
+    images_per_batch: int = 4
+    """B, latent images per training step (paper, table 11: 4)."""
+    latent_cache_dir: Optional[Path] = None
+    """Folder for encoded photos; None: `igae-nerfstudio/latents` in the user's cache folder. Latents of any
+    number of scenes and autoencoders can share it."""
+    background_color: Literal["white", "black"] = "white"
+    """What shows through transparent pixels, where the dataparser has no opinion."""
+    sampling_seed: int = 42
+    """Seed of the order in which training images are visited."""
+
+
+@dataclass
+class LatentSplit:
+    """One split, encoded: everything a step needs, as stacked tensors."""
+
+    photos: Tensor
+    """(N, H, W, 3) uint8, on the CPU."""
+    latents: Tensor
+    """(N, h, w, c) float32: z, the encoder's own numbers."""
+    rays: RayBundle
+    """(N, h, w) rays through the centres of the latent pixels."""
+
+    def batch(self, indices: Sequence[int], device: torch.device | str) -> Tuple[RayBundle, Dict[str, Any]]:
+        """Rays (B, h, w) and {"latent": (B, h, w, c), "image": (B, H, W, 3) in [0, 1], "image_idx": (B,)}."""
+        chosen = torch.as_tensor(indices)
+        image = self.photos[chosen].to(device, non_blocking=True).float() / 255
+        on_device = chosen.to(device)
+        return self.rays[on_device], {"latent": self.latents[on_device], "image": image, "image_idx": chosen}
+
+
+class LatentDataManager(VanillaDataManager[PhotoDataset]):
+    """Reads photos through a dataparser, encodes them once, and serves full latent images.
+
+    A `VanillaDataManager` because Nerfstudio's scripts ask for one; of its machinery only the dataparser, the
+    two datasets and the evaluation loader are used.
+    """
+
+    config: LatentDataManagerConfig
+
+    def __init__(self, config: LatentDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+        if config.images_per_batch < 1:
+            raise InputError(
+                f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}; it must be 1 or more"
+            )
+        self.train_split: Optional[LatentSplit] = None
+        self._autoencoder: Optional[Autoencoder] = None
+        self._eval_split: Optional[LatentSplit] = None
+        with _reading(config, "train"):
+            super().__init__(config, *args, **kwargs)
+
+    # Nerfstudio's set-up -------------------------------------------------------------------------------------
+
+    def create_train_dataset(self) -> PhotoDataset:
+        return self._dataset(self.train_dataparser_outputs, "train")
+
+    def create_eval_dataset(self) -> PhotoDataset:
+        with _reading(self.config, self.test_split):
+            outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
+        return self._dataset(outputs, self.test_split)
+
+    def _dataset(self, outputs: DataparserOutputs, split: str) -> PhotoDataset:
+        if len(outputs.image_filenames) == 0:
+            raise InputError(f"the split '{split}' of {self.config.data} has no images; add some to its transforms")
+        if outputs.mask_filenames is not None:
+            CONSOLE.log("[yellow]The dataset's masks are not used: a latent pixel mixes masked and unmasked pixels.")
+        colour = BACKGROUND_COLOURS[self.config.background_color]
+        return PhotoDataset(outputs, self.config.camera_res_scale_factor, background_colour=colour)
+
+    def setup_train(self) -> None:
+        """Nothing yet: encoding waits for the autoencoder, see `encode_train_split`."""
+        # `ns-export pointcloud` sets its number of rays on a pixel sampler; whole images need none.
+        self.train_pixel_sampler = PixelSampler.__new__(PixelSampler)
+
+    def setup_eval(self) -> None:
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
+        self.eval_dataloader = self.fixed_indices_eval_dataloader
+
+    # Encoding ------------------------------------------------------------------------------------------------
+
+    def encode_train_split(self, autoencoder: Autoencoder) -> LatentSplit:
+        """Encode the training photos, or find their latents in the cache; the first step of both phases."""
+        self._autoencoder = autoencoder
+        self.train_split = self._encode(self.train_dataset, "training")
+        return self.train_split
+
+    @property
+    def eval_split(self) -> LatentSplit:
+        """The evaluation photos, encoded when first asked for."""
+        if self._eval_split is None:
+            assert self._autoencoder is not None, "encode_train_split comes first"
+            self._eval_split = self._encode(self.eval_dataset, "evaluation")
+        return self._eval_split
+
+    def _encode(self, dataset: PhotoDataset, what: str) -> LatentSplit:
+        photos = self._read_photos(dataset, what)
+        cache = LatentCache(self.config.latent_cache_dir or default_cache_dir(), self._autoencoder)
+        names = [str(path) for path in dataset.image_filenames]
+        progress = partial(track, description=f"Encoding {what} images", transient=True, console=CONSOLE)
+        latents, report = cache.latents(photos, names, progress)
+        CONSOLE.log(f"{what.capitalize()} images: {report}; cache: {cache.directory}")
+        for name in report.damaged:
+            CONSOLE.log(f"[yellow]The cached latents of {name} were damaged and have been made again.")
+        if report.unwritable is not None:
+            CONSOLE.log(
+                f"[yellow]Latents cannot be cached on disk: {report.unwritable}. Training goes on with latents in "
+                "memory; free some space or set --pipeline.datamanager.latent-cache-dir."
+            )
+        cameras = latent_cameras(dataset.cameras, self._autoencoder.downscale)
+        rays = stack_rays([cameras.generate_rays(camera_indices=i, keep_shape=True) for i in range(len(dataset))])
+        return LatentSplit(torch.stack(photos), torch.stack(latents).to(self.device), rays.to(self.device))
+
+    def _read_photos(self, dataset: PhotoDataset, what: str) -> List[Tensor]:
+        sizes = torch.cat([dataset.cameras.height, dataset.cameras.width], dim=-1)
+        odd = (sizes != sizes[0]).any(dim=-1).nonzero().flatten().tolist()
+        if odd:
+            (h, w), (h0, w0) = sizes[odd[0]].tolist(), sizes[0].tolist()
+            raise InputError(
+                f"the {what} images have different sizes: {dataset.image_filenames[odd[0]]} gives {w} x {h} pixels "
+                f"and {dataset.image_filenames[0]} {w0} x {h0}; resize or crop them to one size"
+            )
+        with ThreadPoolExecutor(max_workers=4) as executor:
+            reads = executor.map(dataset.get_image_uint8, range(len(dataset)))
+            return list(
+                track(reads, f"Reading {what} images", total=len(dataset), transient=True, console=CONSOLE)
+            )
+
+    # Batches -------------------------------------------------------------------------------------------------
+
+    def next_train(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
+        """B latent images of the training split; which ones is a function of the step alone, so that a resumed
+        run visits the images in the same order as one that was never interrupted."""
+        if self.train_split is None:  # an exporter asks for rays of a finished run
+            return self._random_view(), {}
+        return self.train_split.batch(self._visit(len(self.train_dataset), step), self.device)
+
+    def next_eval(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
+        return self.eval_split.batch(self._visit(len(self.eval_dataset), step), self.device)
+
+    def next_eval_image(self, step: int) -> Tuple[Cameras, Dict[str, Any]]:
+        index = self._visit(len(self.eval_dataset), step)[0]
+        return self.eval_dataloader.get_camera(image_idx=index)
+
+    def _visit(self, count: int, step: int) -> List[int]:
+        """Indices of step `step` in an endless row of seeded permutations of `count` images."""
+        batch = self.config.images_per_batch
+        visits = range(step * batch, (step + 1) * batch)
+        return [_permutation(self.config.sampling_seed, count, i // count)[i % count] for i in visits]
+
+    def _random_view(self) -> RayBundle:
+        """All pixel rays (H, W) of a random training photo."""
+        index = int(torch.randint(len(self.train_dataset), ()))
+        cameras = self.train_dataset.cameras.to(self.device)
+        return cameras.generate_rays(camera_indices=index, keep_shape=True)
+
+    def get_train_rays_per_batch(self) -> int:
+        """Latent rays of one step, B h w."""
+        if self.train_split is None:
+            return self.config.train_num_rays_per_batch
+        h, w = self.train_split.latents.shape[1:3]
+        return self.config.images_per_batch * h * w
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, count: int, epoch: int) -> List[int]:
+    """The order in which `count` images are visited in one epoch."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+
+
+def stack_rays(bundles: List[RayBundle]) -> RayBundle:
+    """Stack ray bundles of one shape (h, w) to (N, h, w)."""
+    first = bundles[0]
+    fields = ("origins", "directions", "pixel_area", "camera_indices", "nears", "fars", "times")
+    stacked = {
+        name: None if getattr(first, name) is None else torch.stack([getattr(bundle, name) for bundle in bundles])
+        for name in fields
+    }
+    metadata = {
+        name: torch.stack([bundle.metadata[name] for bundle in bundles])
+        for name, value in first.metadata.items()
+        if isinstance(value, Tensor)
+    }
+    return RayBundle(**stacked, metadata=metadata)
+
+
+@contextmanager
+def _reading(config: LatentDataManagerConfig, split: str) -> Iterator[None]:
+    """Turn whatever a dataparser stumbles over into one line that names the dataset and the split."""
+    try:
+        yield
+    except Exception as error:
+        parser = config.dataparser._target.__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{parser} cannot read the split '{split}' of {config.data or config.dataparser.data}: {reason}; check the "
+            "path, choose another dataparser (for instance `blender-data` after the options), or repair the split"
+        ) from error

@@ -1,0 +1,204 @@
+"""Nerfstudio's trainer with checkpoints that can always be read back.
+
+Nerfstudio 1.1.5 writes numpy numbers into its checkpoints, which `torch.load` refuses since torch 2.6, and it
+writes them in place, so that a process killed while writing leaves a file that nothing can read. Here they
+hold plain numbers and tensors, load with `weights_only=True`, and appear complete or not at all. A resumed run
+also ends where the uninterrupted one would have, instead of training the whole number of steps again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Literal, Tuple, Type
+
+import numpy as np
+import torch
+import yaml
+from nerfstudio.configs.experiment_config import MachineConfig
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from igae_nerfstudio.data.latent_cache import write_atomically
+from igae_nerfstudio.errors import InputError
+
+
+def default_device() -> Literal["cuda", "cpu"]:
+    """`cuda` where there is one, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass
+class SafeTrainerConfig(TrainerConfig):
+    """Nerfstudio's trainer settings; trains on the GPU where there is one and else on the CPU."""
+
+    _target: Type = field(default_factory=lambda: SafeTrainer)
+    machine: MachineConfig = field(default_factory=lambda: MachineConfig(device_type=default_device()))
+
+
+class SafeTrainer(Trainer):
+    """Writes checkpoints atomically and in plain types, resumes to the same last step, stops at NaN."""
+
+    def total_steps(self) -> int:
+        """The number of steps of the whole run, resumed or not."""
+        return self.config.max_num_iterations
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        if self.world_size > 1:
+            raise InputError("several devices are not supported; leave --machine.num-devices at 1")
+        super().setup(test_mode)
+
+    # Training ------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train from the first or the resumed step to the last."""
+        remaining = self.total_steps() - self._start_step
+        if remaining <= 0:
+            CONSOLE.log(f"Nothing left to train: the checkpoint is at step {self._start_step - 1}, the last one.")
+            return
+        configured = self.config.max_num_iterations
+        self.config.max_num_iterations = remaining  # Nerfstudio counts from the resumed step
+        try:
+            super().train()
+        finally:
+            self.config.max_num_iterations = configured
+
+    def train_iteration(self, step: int) -> Tuple[Tensor, Dict[str, Tensor], Dict[str, Tensor]]:
+        loss, losses, metrics = super().train_iteration(step)
+        # On a GPU the check waits for the device, so it is not made at every step.
+        if (self.device == "cpu" or step % 10 == 0) and not bool(torch.isfinite(loss)):
+            bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+            self._stop_at_nan(f"the loss became {float(loss)} at step {step} ({', '.join(bad) or 'their sum'})")
+        return loss, losses, metrics
+
+    def _stop_at_nan(self, what: str) -> None:
+        kept = self.checkpoints()
+        where = f"the last good checkpoint is {kept[-1][1]}" if kept else "there is no checkpoint yet"
+        raise InputError(
+            f"{what}; {where}. Lower the learning rate (--pipeline.latent-supervision-lr-factor, "
+            "--pipeline.rgb-alignment-lr-factor or --optimizers...) and resume with --load-dir"
+        )
+
+    # Checkpoints ---------------------------------------------------------------------------------------------
+
+    def checkpoints(self, folder: Path | None = None) -> List[Tuple[int, Path]]:
+        """Step and path of every checkpoint in a folder, oldest first."""
+        folder = self.checkpoint_dir if folder is None else folder
+        found = [(re.fullmatch(r"step-(\d+)\.ckpt", path.name), path) for path in folder.glob("step-*.ckpt")]
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Write `step-XXXXXXXXX.ckpt`, whole or not at all, then delete older ones if so configured."""
+        state = plain(
+            {
+                "step": step,
+                "pipeline": self.pipeline.state_dict(),
+                "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.optimizers.items()},
+                "schedulers": {name: sched.state_dict() for name, sched in self.optimizers.schedulers.items()},
+                "scalers": self.grad_scaler.state_dict(),
+            }
+        )
+        for name, value in state["pipeline"].items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                self._stop_at_nan(f"'{name}' is no longer finite at step {step}")
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        try:
+            # The unfinished file lies outside the folder in which Nerfstudio takes every name for a checkpoint.
+            write_atomically(path, lambda file: torch.save(state, file), scratch=self.base_dir)
+        except (OSError, RuntimeError) as error:
+            CONSOLE.log(f"[bold red]No checkpoint at step {step}: {error}; earlier ones are kept. Free some space.")
+            return
+        if self.config.save_only_latest_checkpoint:
+            for _, older in self.checkpoints():
+                if older != path:
+                    older.unlink(missing_ok=True)
+
+    def _load_checkpoint(self) -> None:
+        """Resume from `--load-checkpoint`, or from the newest readable checkpoint of `--load-dir`."""
+        if self.config.load_checkpoint is not None:
+            candidates = [self.config.load_checkpoint]
+        elif self.config.load_dir is not None:
+            candidates = [
+                path
+                for step, path in reversed(self.checkpoints(self.config.load_dir))
+                if self.config.load_step is None or step == self.config.load_step
+            ]
+            if not candidates:
+                which = "" if self.config.load_step is None else f" of step {self.config.load_step}"
+                raise InputError(
+                    f"{self.config.load_dir} holds no checkpoint{which}; pass a run's `nerfstudio_models` folder to "
+                    "--load-dir"
+                )
+        else:
+            return
+        for path in candidates:
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                break
+            except Exception as error:
+                CONSOLE.log(f"[yellow]{path} cannot be read ({type(error).__name__}); trying an older one.")
+        else:
+            raise InputError(f"no checkpoint can be read: {', '.join(map(str, candidates))}")
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        # Some models (TensoRF) hold new parameters after loading; the optimisers must hold those too.
+        self.optimizers = self.setup_optimizers()
+        self.optimizers.load_optimizers(state["optimizers"])
+        if self.config.load_scheduler:
+            self.optimizers.load_schedulers(state["schedulers"])
+        self.grad_scaler.load_state_dict(state["scalers"])
+        self._start_step = state["step"] + 1
+        self.step = state["step"]
+        CONSOLE.log(f"Resuming after step {state['step']} from {path}")
+
+
+@dataclass
+class LatentTrainerConfig(SafeTrainerConfig):
+    """Trains a latent NeRF through both phases."""
+
+    _target: Type = field(default_factory=lambda: LatentTrainer)
+    max_num_iterations: int = 0
+    """Stop after this many steps; 0: after both phases (`--pipeline.latent-supervision-steps` and
+    `--pipeline.rgb-alignment-steps`)."""
+
+
+class LatentTrainer(SafeTrainer):
+    """A trainer whose number of steps follows from the two phases."""
+
+    def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        self._configured_iterations = config.max_num_iterations
+        total = config.pipeline.schedule().total_steps
+        if not 0 <= config.max_num_iterations <= total:
+            raise InputError(
+                f"--max-num-iterations is {config.max_num_iterations}, but the two phases have {total} steps; leave it "
+                "out and set --pipeline.latent-supervision-steps and --pipeline.rgb-alignment-steps"
+            )
+        config.max_num_iterations = config.max_num_iterations or total
+        super().__init__(config, local_rank, world_size)
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        super().setup(test_mode)
+        self._save_resolved_config()
+
+    @check_main_thread
+    def _save_resolved_config(self) -> None:
+        """Write `config.yml` again, now with what the autoencoder decided (its architecture, the channel count):
+        the other commands rebuild the run from this file and the checkpoint alone."""
+        config = dataclasses.replace(self.config, max_num_iterations=self._configured_iterations)
+        text = io.BytesIO(yaml.dump(config).encode())
+        write_atomically(self.base_dir / "config.yml", lambda file: file.write(text.getvalue()))
+
+
+def plain(value: Any) -> Any:
+    """Containers and tensors as they are, numpy scalars as Python numbers: what `weights_only=True` accepts."""
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value

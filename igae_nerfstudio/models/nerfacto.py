@@ -1,0 +1,33 @@
+"""Nerfacto (Tancik et al. 2023) with a latent head: what a further method takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Type
+
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
+
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+from igae_nerfstudio.models.nerfacto_field import give_latent_head
+
+
+@dataclass
+class LatentNerfactoConfig(LatentModelConfig, NerfactoModelConfig):
+    """Nerfstudio's nerfacto, rendering latents."""
+
+    _target: Type = field(default_factory=lambda: LatentNerfacto)
+    use_appearance_embedding: bool = False
+    camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
+
+
+class LatentNerfacto(LatentModel, NerfactoModel):
+    """Hash grid, proposal networks, linear head of c channels."""
+
+    def populate_modules(self) -> None:
+        if not self.running_on_cuda:
+            self.config.implementation = "torch"  # tinycudann's modules exist on CUDA only
+        super().populate_modules()
+
+    def adapt_field(self, latent_channels: int) -> None:
+        give_latent_head(self.field, latent_channels)

@@ -1,0 +1,58 @@
+"""TensoRF (Chen et al. 2022) with a latent head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Type
+
+import torch
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.field_components.field_heads import FieldHead, FieldHeadNames
+from nerfstudio.model_components.losses import scale_gradients_by_distance_squared
+from nerfstudio.models.tensorf import TensoRFModel, TensoRFModelConfig
+
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+
+EMPTY_RAY = 1e-4
+"""Accumulation of the coarse pass below which TensoRF leaves a ray to the background."""
+
+
+@dataclass
+class LatentTensoRFConfig(LatentModelConfig, TensoRFModelConfig):
+    """Nerfstudio's TensoRF, rendering latents."""
+
+    _target: Type = field(default_factory=lambda: LatentTensoRF)
+    regularization: str = "tv"
+    """Total variation, as in Nerfstudio's `tensorf` method."""
+    camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
+
+
+class LatentTensoRF(LatentModel, TensoRFModel):
+    """Vector-matrix density and latent grids with a linear head of c channels."""
+
+    config: LatentTensoRFConfig
+
+    def adapt_field(self, latent_channels: int) -> None:
+        self.field.field_output_rgb = FieldHead(
+            latent_channels, FieldHeadNames.RGB, in_dim=self.field.field_output_rgb.in_dim
+        )
+
+    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+        """As in Nerfstudio, which writes three white channels into empty rays; here the latent background."""
+        if self.training:
+            self.camera_optimizer.apply_to_raybundle(ray_bundle)
+        coarse = self.sampler_uniform(ray_bundle)
+        coarse_weights = coarse.get_weights(self.field.get_density(coarse))
+        occupied = self.renderer_accumulation(coarse_weights).flatten() >= EMPTY_RAY
+
+        fine = self.sampler_pdf(ray_bundle, coarse, coarse_weights)
+        field_outputs = self.field(fine, mask=occupied, bg_color=self.renderer_rgb.background)
+        if self.config.use_gradient_scaling:
+            field_outputs = scale_gradients_by_distance_squared(field_outputs, fine)
+        weights = fine.get_weights(field_outputs[FieldHeadNames.DENSITY])
+        return {
+            "latent": self.renderer_rgb(rgb=field_outputs[FieldHeadNames.RGB], weights=weights),
+            "accumulation": torch.clamp(self.renderer_accumulation(weights), min=0),
+            "depth": self.renderer_depth(weights, fine),
+        }

@@ -1,0 +1,37 @@
+"""Vanilla NeRF (Mildenhall et al. 2020) with latent heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Type
+
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.field_components.field_heads import FieldHead, FieldHeadNames
+from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
+
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+
+
+@dataclass
+class LatentVanillaNeRFConfig(LatentModelConfig, VanillaModelConfig):
+    """Nerfstudio's vanilla NeRF, rendering latents."""
+
+    _target: Type = field(default_factory=lambda: LatentVanillaNeRF)
+
+
+class LatentVanillaNeRF(LatentModel, NeRFModel):
+    """Coarse and fine MLP with linear heads of c channels; the fine render is the one that is decoded."""
+
+    config: LatentVanillaNeRFConfig
+    reconstruction_loss = "latent_loss_fine"
+
+    def adapt_field(self, latent_channels: int) -> None:
+        for nerf in (self.field_coarse, self.field_fine):
+            (colours,) = nerf.field_heads
+            nerf.field_heads[0] = FieldHead(latent_channels, FieldHeadNames.RGB, in_dim=colours.in_dim)
+
+    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+        outputs = super().get_outputs(ray_bundle)
+        for name in ("latent", "accumulation", "depth"):
+            outputs[name] = outputs[f"{name}_fine"]
+        return outputs

@@ -1,0 +1,193 @@
+"""A latent scene seen through a decoder: x~_p = D(F_theta(p)) (paper, equation 1).
+
+This is the model that Nerfstudio's viewer, renderer, evaluator and exporters meet. Whatever camera they ask for,
+they get pictures of its size: `rgb` (decoded), `depth`, `accumulation`, and `latent`, a preview in three colours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.models.base_model import Model
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from igae_nerfstudio.autoencoder.autoencoder import Decoder
+from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
+from igae_nerfstudio.data.latent_cameras import latent_view, pinhole_camera_of
+from igae_nerfstudio.errors import InputError
+
+
+@dataclass
+class RenderedView:
+    """One camera, rendered."""
+
+    latent: Tensor
+    """(h, w, c), normalised, at the latent pixel size of training."""
+    rgb: Tensor
+    """(H, W, 3) in [0, 1]."""
+    depth: Tensor
+    """(H, W, 1), scene units along the ray."""
+    accumulation: Tensor
+    """(H, W, 1) in [0, 1]."""
+
+
+class LatentPreview(nn.Module):
+    """A fixed affine map from c latent channels to three colours: the principal axes of the training latents.
+
+    Fitted once per scene, so that all frames of a video and all positions of the viewer share it.
+    """
+
+    def __init__(self, latent_channels: int) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.zeros(latent_channels, 3))
+        self.register_buffer("offset", torch.full((3,), 0.5))
+
+    def fit(self, latents: Tensor) -> None:
+        """Axes and ranges (1st to 99th percentile) from normalised latents (..., c)."""
+        flat = latents.reshape(-1, latents.shape[-1])
+        mean = flat.mean(dim=0)
+        axes = torch.linalg.svd((flat - mean).T @ (flat - mean) / len(flat))[0][:, :3]
+        axes = axes * torch.sign(axes.sum(dim=0)).where(axes.sum(dim=0) != 0, torch.ones(3, device=axes.device))
+        if axes.shape[1] < 3:  # fewer channels than colours
+            axes = F.pad(axes, (0, 3 - axes.shape[1]))
+        values = (flat @ axes)[:: max(1, len(flat) // 100_000)]
+        low, high = (torch.quantile(values, q, dim=0) for q in (0.01, 0.99))
+        self.projection.copy_(axes / (high - low).clamp(min=1e-6))
+        self.offset.copy_(-low / (high - low).clamp(min=1e-6))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(..., c) -> (..., 3) in [0, 1]."""
+        return (latents @ self.projection + self.offset).clamp(0, 1)
+
+
+class DecodedScene(Model):
+    """A scene model, the affine map of its latents, and the decoder.
+
+    Args:
+        scene: renders normalised latents; does not know what they are for.
+        decoder: D; fine-tuned with the scene.
+        normalizer: y <-> z.
+        architecture: the autoencoder's diffusers config as JSON, stored in the checkpoint.
+        downscale: l.
+    """
+
+    def __init__(
+        self, scene: Model, decoder: Decoder, normalizer: LatentNormalizer, architecture: str, downscale: int
+    ) -> None:
+        super().__init__(scene.config, scene.scene_box, scene.num_train_data)
+        self.scene = scene
+        self.decoder = decoder
+        self.normalizer = normalizer
+        self.preview = LatentPreview(scene.config.latent_channels)
+        self.architecture = architecture
+        self.downscale = downscale
+        self.register_buffer("focal_range", torch.ones(2))
+
+    def populate_modules(self) -> None:
+        """The modules are handed over ready-made."""
+
+    # What is in a checkpoint beside the weights ---------------------------------------------------------------
+
+    def get_extra_state(self) -> Dict[str, Any]:
+        channels = self.scene.config.latent_channels
+        return {"autoencoder": self.architecture, "downscale": self.downscale, "latent_channels": channels}
+
+    def set_extra_state(self, state: Dict[str, Any]) -> None:
+        """Checked by the pipeline before loading."""
+
+    # Rendering -----------------------------------------------------------------------------------------------
+
+    def set_training_cameras(self, cameras: Cameras) -> None:
+        """Remember the focal lengths in pixels at which the decoder is trained."""
+        focals = torch.cat([cameras.fx, cameras.fy]).float()
+        self.focal_range.copy_(torch.stack([focals.min(), focals.max()]))
+
+    def decode(self, latents: Tensor, size: Optional[Tuple[int, int]] = None) -> Tensor:
+        """x~ = D(z~): normalised latents (B, h, w, c) -> images (B, H, W, 3), not clamped, with gradient.
+
+        Args:
+            latents: rendered, normalised.
+            size: (H, W) to crop to; None keeps the whole (h l, w l).
+        """
+        images = self.decoder(self.normalizer.denormalize(latents).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return images if size is None else images[:, : size[0], : size[1]]
+
+    @torch.no_grad()
+    def render(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> RenderedView:
+        """Render one camera of any size and focal length, batch shape () or (1,)."""
+        low, high = self.focal_range.tolist()
+        view = latent_view(camera.to(self.device), self.downscale, (low, high))
+        rays = view.camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
+        outputs = self.scene.get_outputs_for_camera_ray_bundle(rays)
+        geometry = torch.cat([outputs["depth"], outputs["accumulation"]], dim=-1).permute(2, 0, 1)[None]
+        geometry = F.interpolate(geometry, scale_factor=self.downscale, mode="bilinear")
+        rgb = self.decode(outputs["latent"][None]).permute(0, 3, 1, 2).float().clamp(0, 1)
+        rgb, geometry = (view.resample(image)[0].permute(1, 2, 0) for image in (rgb, geometry))
+        return RenderedView(outputs["latent"], rgb.clamp(0, 1), geometry[..., :1], geometry[..., 1:].clamp(0, 1))
+
+    def get_outputs_for_camera(
+        self, camera: Cameras, obb_box: Optional[OrientedBox] = None
+    ) -> Dict[str, Tensor]:
+        """`rgb` (H, W, 3), `depth` (H, W, 1), `accumulation` (H, W, 1) and `latent` (H, W, 3) of a camera."""
+        view = self.render(camera, obb_box)
+        height, width = view.rgb.shape[:2]
+        preview = self.preview(view.latent).permute(2, 0, 1)[None]
+        rows, columns = (
+            ((torch.arange(n, device=preview.device) + 0.5) * (m / n)).long().clamp(max=m - 1)
+            for n, m in zip((height, width), preview.shape[-2:])
+        )
+        return {
+            "rgb": view.rgb,
+            "depth": view.depth,
+            "accumulation": view.accumulation,
+            "latent": preview[0][:, rows][:, :, columns].permute(1, 2, 0),
+        }
+
+    @torch.no_grad()
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
+        """As `get_outputs_for_camera`, for the rays (H, W) of a pinhole picture.
+
+        Raises:
+            InputError: the rays are those of no picture, which a decoder cannot colour.
+        """
+        camera = pinhole_camera_of(camera_ray_bundle)
+        if camera is None:
+            raise InputError(
+                "colours are asked for along single rays, but a latent scene has colours only in whole decoded "
+                "pictures; for `ns-export tsdf` add --texture-method tsdf"
+            )
+        return self.get_outputs_for_camera(camera)
+
+    def forward(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+        """Rays (H, W) of a picture: the decoded outputs. Single rays (R,): depth and accumulation only."""
+        if len(ray_bundle.shape) == 2:
+            return self.get_outputs_for_camera_ray_bundle(ray_bundle)
+        return self.get_outputs(ray_bundle)
+
+    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+        outputs = self.scene(ray_bundle)
+        return {name: outputs[name] for name in ("depth", "accumulation")}
+
+    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """(H, W, 4): a three-channel output with the accumulation as its alpha."""
+        return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
+
+    # What Nerfstudio asks of a model ---------------------------------------------------------------------------
+
+    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+        """The scene model's groups, and `decoder`."""
+        return {**self.scene.get_param_groups(), "decoder": list(self.decoder.parameters())}
+
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+        return self.scene.get_training_callbacks(attributes)
+
+    def update_to_step(self, step: int) -> None:
+        self.scene.update_to_step(step)

@@ -1,0 +1,55 @@
+"""PSNR, SSIM and LPIPS of one picture against another."""
+
+from __future__ import annotations
+
+from typing import Dict, Optional
+
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor, nn
+
+SSIM_WINDOW = 11
+"""Side of SSIM's Gaussian window in pixels; smaller pictures have no SSIM."""
+
+
+class ImageMetrics:
+    """Metrics of pictures (H, W, C) with values in [0, 1].
+
+    LPIPS (AlexNet) is loaded when first used and kept out of every module, hence out of checkpoints. Where its
+    weights cannot be had it is left out, after one line that says so.
+    """
+
+    def __init__(self) -> None:
+        self._lpips: Optional[nn.Module] = None
+        self._lpips_missing = False
+
+    def __call__(self, prediction: Tensor, target: Tensor, prefix: str = "") -> Dict[str, float]:
+        """`psnr`, `ssim` and, of RGB pictures, `lpips`, each with `prefix` before its name.
+
+        Args:
+            prediction: (H, W, C).
+            target: (H, W, C); PSNR's and SSIM's data range is 1.
+        """
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        prediction, target = (image.permute(2, 0, 1)[None].float() for image in (prediction, target))
+        metrics = {"psnr": float(-10 * torch.log10(torch.mean((prediction - target) ** 2).clamp(min=1e-12)))}
+        if min(target.shape[-2:]) >= SSIM_WINDOW:
+            metrics["ssim"] = float(structural_similarity_index_measure(prediction, target, data_range=1.0))
+        if target.shape[1] == 3 and (lpips := self._load_lpips(target.device)) is not None:
+            metrics["lpips"] = float(lpips(prediction.clamp(0, 1), target.clamp(0, 1)))
+        return {prefix + name: value for name, value in metrics.items()}
+
+    def _load_lpips(self, device: torch.device) -> Optional[nn.Module]:
+        if self._lpips is None and not self._lpips_missing:
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+            try:
+                self._lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).eval()
+            except Exception as error:
+                self._lpips_missing = True
+                CONSOLE.log(
+                    f"[yellow]LPIPS is left out: the weights of its AlexNet cannot be had ({type(error).__name__}); "
+                    f"put alexnet-owt-7be5be79.pth into {torch.hub.get_dir()}/checkpoints to have it."
+                )
+        return None if self._lpips is None else self._lpips.to(device)

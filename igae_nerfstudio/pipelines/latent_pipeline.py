@@ -1,0 +1,334 @@
+"""Where scene model, decoder and losses meet: latent NeRF training as in section 3.2 of the paper.
+
+    x_p --E--> z_p            photos are encoded once, the encoder is frozen
+    p --F_theta--> z~_p       the scene model renders latents
+    z~_p --D_psi--> x~_p      the decoder turns them into pictures
+
+    latent supervision  (eq. 2)   L_F(theta; z_p, z~_p), the method's own loss
+    RGB alignment       (eq. 3)   || x_p - x~_p ||^2 over theta and psi
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Literal, Optional, Tuple, Type
+
+import torch
+import torch.nn.functional as F
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils import colormaps, profiler, writer
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import track
+from torch import Tensor
+from torch.nn import Parameter
+
+from igae_nerfstudio.autoencoder.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    Decoder,
+    decoder_from_architecture,
+    downscale_of,
+    load_autoencoder,
+)
+from igae_nerfstudio.autoencoder.normalization import LatentNormalization, LatentNormalizer
+from igae_nerfstudio.data.latent_datamanager import BACKGROUND_COLOURS, LatentDataManager, LatentDataManagerConfig
+from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
+from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
+from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
+
+
+@dataclass
+class LatentPipelineConfig(VanillaPipelineConfig):
+    """A latent NeRF: autoencoder, data, scene model and the two phases."""
+
+    _target: Type = field(default_factory=lambda: LatentPipeline)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """The latent space."""
+    datamanager: LatentDataManagerConfig = field(default_factory=LatentDataManagerConfig)
+    """The data."""
+    latent_supervision_steps: int = 10_000
+    """Steps of the first phase (paper, table 11: 10,000)."""
+    rgb_alignment_steps: int = 15_000
+    """Steps of the second phase (paper, table 11: 15,000)."""
+    latent_supervision_lr_factor: float = 1.0
+    """Factor on the scene's learning rates in the first phase (xi_LS in table 11)."""
+    rgb_alignment_lr_factor: float = 1.0
+    """Factor on the scene's learning rates in the second phase (xi_align in table 11)."""
+    decoder_lr_decay: float = 0.9996
+    """Factor on the decoder's learning rate per step of the second phase (table 11: 0.9996)."""
+    regularize_alignment: bool = True
+    """Keep the method's regularisers (TV, interlevel, distortion, coarse loss) in the second phase. Without them
+    proposal and coarse networks get no gradient there; equation 3 is written without them."""
+    latent_normalization: LatentNormalization = "standardize"
+    """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
+    the authors' `tanh(0.02 z)`, or not at all."""
+
+    def schedule(self) -> TwoPhaseSchedule:
+        """The two phases; raises InputError where they make no sense."""
+        return TwoPhaseSchedule(
+            self.latent_supervision_steps,
+            self.rgb_alignment_steps,
+            self.latent_supervision_lr_factor,
+            self.rgb_alignment_lr_factor,
+            self.decoder_lr_decay,
+        )
+
+
+class LatentPipeline(VanillaPipeline):
+    """Trains and evaluates a scene model in the latent space of an autoencoder.
+
+    Args:
+        config: see `LatentPipelineConfig`.
+        device: where scene and decoder live.
+        test_mode: `val` for training, which needs the autoencoder; `test` or `inference` rebuild a finished run
+            from `config.yml` and its checkpoint, and use the autoencoder, where it is in reach, for the latent
+            and ceiling metrics only.
+    """
+
+    config: LatentPipelineConfig
+    datamanager: LatentDataManager
+    autoencoder: Optional[Autoencoder]
+    """E and the untouched D, or None where a finished run is used without them."""
+
+    def __init__(
+        self,
+        config: LatentPipelineConfig,
+        device: str,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        **kwargs: Any,
+    ) -> None:
+        self.schedule = config.schedule()
+        autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
+        if autoencoder is not None:
+            config.autoencoder.architecture = config.autoencoder.architecture or autoencoder.architecture
+            decoder = autoencoder.make_decoder()
+        else:
+            decoder = decoder_from_architecture(config.autoencoder.architecture)
+        latent_channels, downscale = _shape_of(config.autoencoder.architecture)
+        config.model.latent_channels = latent_channels
+
+        super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
+        # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
+        self.autoencoder = autoencoder
+        self.image_metrics = ImageMetrics()
+        self.phase = self.schedule.phase(0)
+        self._model = DecodedScene(
+            scene=self._model,
+            decoder=decoder,
+            normalizer=LatentNormalizer(latent_channels, config.latent_normalization),
+            architecture=config.autoencoder.architecture,
+            downscale=downscale,
+        ).to(device)
+        if test_mode == "val":
+            self._enter_latent_space()
+
+    def _enter_latent_space(self) -> None:
+        """Encode the training photos and fit everything that is fixed for the scene."""
+        split = self.datamanager.encode_train_split(self.autoencoder)
+        model = self.model
+        model.normalizer.fit(split.latents)
+        model.preview.fit(model.normalizer.normalize(split.latents))
+        model.set_training_cameras(self.datamanager.train_dataset.cameras)
+        colour = self.datamanager.train_dataset.background_colour
+        background = self.autoencoder.encode_colour(colour).to(self.device)
+        model.scene.set_background(model.normalizer.normalize(background))
+
+    # Training ------------------------------------------------------------------------------------------------
+
+    @profiler.time_function
+    def get_train_loss_dict(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, Tensor]]:
+        """One step of the current phase on B images.
+
+        Returns:
+            The scene model's outputs, the losses (to be summed), and metrics.
+        """
+        rays, batch = self.datamanager.next_train(step)
+        return self._losses(rays, batch)
+
+    @profiler.time_function
+    def get_eval_loss_dict(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, Tensor]]:
+        """The losses of the current phase on B evaluation images."""
+        self.eval()
+        with torch.no_grad():
+            rays, batch = self.datamanager.next_eval(step)
+            result = self._losses(rays, batch)
+        self.train()
+        return result
+
+    def _losses(self, rays, batch) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, Tensor]]:
+        scene = self.model.scene
+        encoded = self.model.normalizer.normalize(batch["latent"])  # z_p, normalised
+        outputs = scene(rays.flatten())  # z~_p and what the method's losses need
+        target = {"latent": encoded.flatten(0, 2)}
+        metrics = scene.get_metrics_dict(outputs, target)
+        losses = scene.get_loss_dict(outputs, target, metrics)  # equation 2
+
+        if self.phase is Phase.RGB_ALIGNMENT:
+            rendered = outputs[scene.latent_output].view(encoded.shape)
+            decoded = self.model.decode(rendered, size=batch["image"].shape[1:3])  # x~_p
+            alignment = F.mse_loss(decoded, batch["image"])
+            del losses[scene.reconstruction_loss]
+            regularizers = losses if self.config.regularize_alignment else {}
+            losses = {"rgb_alignment_loss": alignment, **regularizers}  # equation 3
+            metrics = {**metrics, "psnr": -10 * torch.log10(alignment.detach())}
+        return outputs, losses, metrics
+
+    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+        """The scene's groups under the method's own names, and `decoder`."""
+        return {**self.datamanager.get_param_groups(), **self.model.get_param_groups()}
+
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+        """The switch of the phases, before everything else that happens in a step."""
+
+        def enter_phase(step: int) -> None:
+            phase = self.schedule.phase(step)
+            if phase is not self.phase:
+                CONSOLE.log(f"Step {step}: {phase.value} begins")
+            self.phase = phase
+            rates = self.schedule.set_learning_rates(attributes.optimizers, step)
+            if step % 100 == 0:
+                writer.put_dict(name="learning_rate_in_phase", scalar_dict=rates, step=step)
+
+        switch = TrainingCallback(
+            where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
+            update_every_num_iters=1,
+            func=enter_phase,
+        )
+        return [switch, *super().get_training_callbacks(attributes)]
+
+    # Evaluation ----------------------------------------------------------------------------------------------
+
+    @profiler.time_function
+    def get_eval_image_metrics_and_images(self, step: int) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """Metrics and pictures of one evaluation image."""
+        self.eval()
+        camera, batch = self.datamanager.next_eval_image(step)
+        metrics, images = self._evaluate(camera, batch)
+        self.train()
+        return {**metrics, "num_rays": int(camera.height * camera.width)}, images
+
+    @profiler.time_function
+    def get_average_eval_image_metrics(
+        self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
+    ) -> Dict[str, Any]:
+        """Metrics over all evaluation images; what `ns-eval` writes.
+
+        `psnr`, `ssim`, `lpips`: decoded render against photo. `latent_psnr`, `latent_ssim`: rendered against
+        encoded latents, normalised, data range 1. `autoencoder_psnr`, `autoencoder_ssim`, `autoencoder_lpips`:
+        photo through the untouched autoencoder, the ceiling. The latter two families need the autoencoder.
+
+        Args:
+            step: the training step; None when called by `ns-eval`, which also gets `per_image` by file name.
+            output_path: folder for pictures.
+            get_std: add `NAME_std`.
+        """
+        self.eval()
+        dataset = self.datamanager.eval_dataset
+        per_image: Dict[str, Dict[str, float]] = {}
+        loader = self.datamanager.fixed_indices_eval_dataloader
+        for camera, batch in track(loader, "Evaluating", total=len(dataset), transient=True, console=CONSOLE):
+            path = dataset.image_filenames[int(batch["image_idx"])]
+            metrics, images = self._evaluate(camera, batch)
+            per_image[_unique_name(path, per_image)] = metrics
+            if output_path is not None:
+                _save_images(images, output_path, path.stem)
+        self.train()
+        result: Dict[str, Any] = {}
+        for name in next(iter(per_image.values())):
+            values = torch.tensor([metrics[name] for metrics in per_image.values()], dtype=torch.float64)
+            result[name] = float(values.mean())
+            if get_std:
+                result[f"{name}_std"] = float(values.std()) if len(values) > 1 else 0.0
+        if step is None:
+            result["num_images"] = len(per_image)
+            result["per_image"] = per_image
+        return result
+
+    @torch.no_grad()
+    def _evaluate(self, camera: Cameras, batch: Dict[str, Any]) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """Metrics and pictures of one camera and its photo."""
+        model, photo = self.model, batch["image"].to(self.device)
+        photo = photo if photo.ndim == 3 else photo[0]
+        view = model.render(camera)
+        metrics = self.image_metrics(view.rgb, photo)
+        pictures, previews = [photo, view.rgb], [model.preview(view.latent)]
+        if self.autoencoder is not None:
+            latents = self.autoencoder.encode(photo.permute(2, 0, 1)[None])
+            encoded = model.normalizer.normalize(latents[0].permute(1, 2, 0))
+            metrics.update(self.image_metrics(view.latent, encoded, prefix="latent_"))
+            autoencoded = self.autoencoder.decode(latents, size=tuple(photo.shape[:2]))[0].permute(1, 2, 0)
+            metrics.update(self.image_metrics(autoencoded, photo, prefix="autoencoder_"))
+            pictures.append(autoencoded)
+            previews.append(model.preview(encoded))
+        images = {
+            "img": torch.cat(pictures, dim=1),  # photo | decoded render | photo through the autoencoder
+            "latent": torch.cat(previews, dim=1),  # rendered | encoded
+            "accumulation": colormaps.apply_colormap(view.accumulation),
+            "depth": colormaps.apply_depth_colormap(view.depth, accumulation=view.accumulation),
+        }
+        return metrics, images
+
+    # Checkpoints ---------------------------------------------------------------------------------------------
+
+    def load_pipeline(self, loaded_state: Dict[str, Any], step: int) -> None:
+        """Load a checkpoint's weights.
+
+        Raises:
+            InputError: the checkpoint was trained in another latent space; both are named.
+        """
+        saved = loaded_state.get("_model._extra_state")
+        if saved is None:
+            raise InputError("the checkpoint is not one of a latent NeRF; use the method that trained it")
+        mine = self.model.get_extra_state()
+        for what in ("latent_channels", "downscale", "autoencoder"):
+            if saved[what] != mine[what]:
+                name = {"autoencoder": "architecture"}.get(what, what).replace("_", " ")
+                values = ("", "") if what == "autoencoder" else (f" {saved[what]}", f" {mine[what]}")
+                raise InputError(
+                    f"the checkpoint was trained with an autoencoder of {name}{values[0]}, which differs from that of "
+                    f"'{self.config.autoencoder.name_or_path}'{values[1]}; pass the one it was trained with to "
+                    "--pipeline.autoencoder.name-or-path"
+                )
+        self.phase = self.schedule.phase(step)
+        super().load_pipeline(loaded_state, step)
+
+
+def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> Optional[Autoencoder]:
+    """The autoencoder of a run; None where a finished run can be used without it."""
+    if test_mode == "inference":
+        return None if config.architecture is not None else load_autoencoder(config).to(device)
+    try:
+        return load_autoencoder(config).to(device)
+    except InputError:
+        if test_mode == "val" or config.architecture is None:
+            raise
+        CONSOLE.log(
+            f"[yellow]The original autoencoder '{config.name_or_path}' is out of reach: latent and autoencoder "
+            "metrics are left out. The fine-tuned decoder comes from the checkpoint."
+        )
+        return None
+
+
+def _shape_of(architecture: str) -> Tuple[int, int]:
+    """c and l of a saved architecture."""
+    import json
+
+    config = json.loads(architecture)
+    return config["latent_channels"], downscale_of(config)
+
+
+def _unique_name(path: Path, taken: Dict[str, Any]) -> str:
+    """A file's name, with its folder where another file has the same name."""
+    return path.name if path.name not in taken else str(Path(path.parent.name) / path.name)
+
+
+def _save_images(images: Dict[str, Tensor], folder: Path, stem: str) -> None:
+    from torchvision.utils import save_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        save_image(image.permute(2, 0, 1).cpu(), folder / f"{stem}_{name}.png")

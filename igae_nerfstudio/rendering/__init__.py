@@ -1,0 +1,1 @@
+"""Latent volume rendering, shared by latent NeRFs and by the training of the autoencoder."""

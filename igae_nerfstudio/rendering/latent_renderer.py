@@ -1,0 +1,68 @@
+"""Volume rendering of c-channel latents.
+
+With weights w_i of the samples along a ray and their latents y_i, a pixel is
+
+    y = sum_i w_i y_i + (1 - sum_i w_i) b,
+
+with b the latent background. Nerfstudio's `RGBRenderer` cannot serve: it refuses other channel counts than
+three, knows backgrounds by colour name, and clamps its result to [0, 1] in evaluation, while latents are signed.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+
+class LatentRenderer(nn.Module):
+    """Composites latents along rays; takes the place of a Nerfstudio model's `renderer_rgb`.
+
+    Args:
+        latent_channels: c.
+    """
+
+    background: Tensor
+    """(c,): what the autoencoder makes of the scene's background colour; in the checkpoint."""
+
+    def __init__(self, latent_channels: int) -> None:
+        super().__init__()
+        self.register_buffer("background", torch.zeros(latent_channels))
+
+    def forward(
+        self,
+        rgb: Tensor,
+        weights: Tensor,
+        ray_indices: Optional[Tensor] = None,
+        num_rays: Optional[int] = None,
+    ) -> Tensor:
+        """Composite samples; differentiable in latents and weights.
+
+        Args:
+            rgb: latents of the samples (*rays, samples, c), or (samples, c) packed. Nerfstudio's models pass
+                them under this name; they are not colours.
+            weights: (*rays, samples, 1), or (samples, 1) packed.
+            ray_indices: (samples,) the ray of each packed sample.
+            num_rays: number of rays of a packed call.
+
+        Returns:
+            Latents (*rays, c), not clamped.
+        """
+        if ray_indices is None:
+            composited, accumulation = (weights * rgb).sum(dim=-2), weights.sum(dim=-2)
+        else:
+            composited = rgb.new_zeros(num_rays, rgb.shape[-1]).index_add(0, ray_indices, weights * rgb)
+            accumulation = weights.new_zeros(num_rays, 1).index_add(0, ray_indices, weights)
+        return composited + (1 - accumulation) * self.background
+
+    def blend_background(self, image: Tensor) -> Tensor:
+        """Encoded photos are composited before they are encoded; nothing is left to blend."""
+        return image
+
+    def blend_background_for_loss_computation(
+        self, pred_image: Tensor, pred_accumulation: Tensor, gt_image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rendered and encoded latents as they are: both are on the same background already."""
+        del pred_accumulation
+        return pred_image, gt_image

@@ -1,0 +1,564 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train, from scratch, the small image autoencoder that igae_nerfstudio carries.
+
+What it does
+    Trains a diffusers ``AutoencoderTiny`` (8 times smaller sides, 16 latent channels, images in [-1, 1]) on
+    a folder of ordinary photographs and writes ``config.json``, ``diffusion_pytorch_model.safetensors`` and
+    a model card to the output folder. No pretrained weights are used anywhere: the loss is the mean squared
+    error of the pixels plus three very small terms on the latents. Every 20th photograph (of the sorted
+    list, from the first) is kept out of training and used for validation only.
+
+How to run it
+    python scripts/train_autoencoder.py --images DIR --minutes 55
+
+    The learning rate follows the clock, so ``--minutes`` decides both how long it takes and how good it
+    gets. A killed run goes on with ``--resume`` and loses the few minutes since the last checkpoint; the
+    time already spent counts. The output folder always holds the newest averaged weights, so an early
+    version can be used during training. A run that is resumed when its time is spent only writes its files
+    again.
+
+@@RESULT@@
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image, ImageDraw, UnidentifiedImageError
+from torch import Tensor
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+# AutoencoderTiny wants the same width at every scale, so nearly all the time goes into the convolutions at
+# full resolution. There are therefore no residual blocks there at all (the 0s), and most sit at the small
+# scales. It has no normalisation over the picture, so a patch decodes the same wherever it is cut from,
+# borders aside.
+WIDTH = 48
+ARCHITECTURE: dict[str, Any] = {
+    "encoder_block_out_channels": (WIDTH,) * 4,
+    "decoder_block_out_channels": (WIDTH,) * 4,
+    "num_encoder_blocks": (0, 1, 3, 3),
+    "num_decoder_blocks": (2, 3, 1, 0),
+    "latent_channels": 16,
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "scaling_factor": 1.0,
+}
+
+VALIDATION_EVERY = 20
+VALIDATION_SIZE = 128
+MINIMUM_IMAGES = 100
+
+CROP = 64
+BATCH = 8
+# Learning rates at their peak, of Adam and of the momentum with orthogonal steps; both fall to a hundredth.
+ADAM_RATE = 1e-3
+ORTHOGONAL_RATE = 0.02
+FINAL_FRACTION = 0.01
+WARM_UP_STEPS = 50
+EMA_DECAY = 0.999
+SYNTHETIC_SHARE = 0.08
+
+# The decoder squashes latents with 3 * tanh(x / 3), which flattens large ones: beyond 2.5 they cost a little.
+LATENT_LIMIT = 2.5
+LIMIT_WEIGHT = 1e-2
+# Keeps each channel near mean 0 and standard deviation 1, about which the pixel error does not care.
+MOMENT_WEIGHT = 1e-3
+# Neighbouring latents that differ less are easier for a radiance field to fit. Here about 1% of the loss.
+VARIATION_WEIGHT = 1e-4
+
+FIRST_CHECKPOINT_SECONDS = 75.0
+CHECKPOINT_SECONDS = 150.0
+PROGRESS_SECONDS = 30.0
+
+
+@dataclass
+class Report:
+    """What the validation photographs say about one set of weights; pixel errors are in 8-bit levels."""
+
+    psnr: float
+    psnr_min: float
+    latent_mean: float
+    latent_std: float
+    latent_min: float
+    latent_max: float
+    white_mean: float
+    white_max: float
+    black_mean: float
+    black_max: float
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files of ``folder``, sorted; stops with one line where there are none or too few."""
+    if not folder.is_dir():
+        raise SystemExit(f"error: the image folder {folder} does not exist")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if len(paths) < MINIMUM_IMAGES:
+        raise SystemExit(f"error: {folder} holds {len(paths)} images; at least {MINIMUM_IMAGES} are needed")
+    return paths
+
+
+def read_image(path: Path) -> Image.Image:
+    """One decoded RGB picture."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise SystemExit(f"error: cannot read the image {path}: {error}") from None
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 pictures (N, H, W, 3) to a float tensor (N, 3, H, W) in [-1, 1]."""
+    # The permuted view already is channels_last in memory, which makes the convolutions up to twice as fast.
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def validation_pictures(paths: list[Path]) -> Tensor:
+    """The centre squares of the validation photographs at 128x128."""
+    pictures = []
+    for path in paths:
+        image = read_image(path)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        small = square.resize((VALIDATION_SIZE, VALIDATION_SIZE), Image.Resampling.LANCZOS)
+        pictures.append(np.asarray(small))
+    return to_tensor(np.stack(pictures))
+
+
+class CropSampler:
+    """Random training crops: most from photographs, a few made up.
+
+    The made-up ones teach what photographs rarely show and rendered objects always do: backgrounds of one
+    exact colour, white above all, right up to a hard edge.
+    """
+
+    def __init__(self, photographs: list[Image.Image], rng: np.random.Generator) -> None:
+        self.photographs = photographs
+        self.rng = rng
+
+    def batch(self, size: int) -> Tensor:
+        """A batch of crops (size, 3, CROP, CROP) in [-1, 1]."""
+        synthetic = self.rng.random(size) < SYNTHETIC_SHARE
+        crops = [self._synthetic() if made_up else self._photograph() for made_up in synthetic]
+        return to_tensor(np.stack(crops))
+
+    def _photograph(self) -> np.ndarray:
+        image = self.photographs[self.rng.integers(len(self.photographs))]
+        # Half the size is how the photographs are validated, so it comes up often.
+        scale = 0.5 if self.rng.random() < 0.3 else self.rng.uniform(0.5, 1.0)
+        side = min(CROP / scale, *image.size)
+        left = self.rng.uniform(0, image.width - side)
+        top = self.rng.uniform(0, image.height - side)
+        # Cutting and shrinking in one go costs a fraction of shrinking the whole photograph.
+        crop = image.resize((CROP, CROP), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        pixels = np.asarray(crop)
+        return pixels[:, ::-1] if self.rng.random() < 0.5 else pixels
+
+    def _colour(self) -> np.ndarray:
+        kind = self.rng.random()
+        if kind < 0.4:
+            return np.full(3, 255.0)
+        if kind < 0.6:
+            return np.zeros(3)
+        return self.rng.integers(0, 256, 3).astype(np.float64)
+
+    def _mask(self) -> np.ndarray:
+        """A random ellipse or polygon with smooth edges, (CROP, CROP, 1) in [0, 1]."""
+        fine = 4 * CROP
+        mask = Image.new("L", (fine, fine))
+        draw = ImageDraw.Draw(mask)
+        if self.rng.random() < 0.4:
+            (left, right), (top, bottom) = np.sort(self.rng.uniform(-0.2, 1.2, (2, 2)) * fine, axis=1)
+            draw.ellipse((left, top, right, bottom), fill=255)
+        else:
+            corners = self.rng.uniform(-0.2, 1.2, (self.rng.integers(3, 6), 2)) * fine
+            draw.polygon([(float(x), float(y)) for x, y in corners], fill=255)
+        small = mask.resize((CROP, CROP), Image.Resampling.BOX)
+        return np.asarray(small, dtype=np.float64)[..., None] / 255.0
+
+    def _synthetic(self) -> np.ndarray:
+        picture = np.broadcast_to(self._colour(), (CROP, CROP, 3))
+        kind = self.rng.random()
+        if kind < 0.4:
+            # Flat regions with hard edges.
+            for _ in range(self.rng.integers(1, 5)):
+                mask = self._mask()
+                picture = (1 - mask) * picture + mask * self._colour()
+        elif kind < 0.7:
+            # An object with texture before a flat background.
+            mask = self._mask()
+            picture = (1 - mask) * picture + mask * self._photograph()
+        return np.rint(picture).astype(np.uint8)
+
+
+def initialise(model: AutoencoderTiny) -> None:
+    """Start with signals of unit size and residual blocks near the identity, as there is no normalisation."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    for name, module in model.named_modules():
+        if name.endswith((".conv.0", ".conv.2")):
+            module.weight.data.mul_(math.sqrt(2.0))
+        elif name.endswith(".conv.4"):
+            module.weight.data.mul_(0.25)
+
+
+def training_loss(model: AutoencoderTiny, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss to minimise and the plain mean squared error in it."""
+    latents = model.encoder(pictures)
+    error = (model.decoder(latents) - pictures).square().mean()
+    excess = (latents.abs() - LATENT_LIMIT).relu().square().mean()
+    # Spread over positions and batch together, for each channel.
+    spread, mean = torch.std_mean(latents, dim=(0, 2, 3))
+    moments = (spread - 1).square().mean() + mean.square().mean()
+    variation = latents.diff(dim=2).abs().mean() + latents.diff(dim=3).abs().mean()
+    loss = error + LIMIT_WEIGHT * excess + MOMENT_WEIGHT * moments + VARIATION_WEIGHT * variation
+    return loss, error.detach()
+
+
+class OrthogonalMomentum(torch.optim.Optimizer):
+    """Momentum whose step for each convolution is made orthogonal, with all singular values near one.
+
+    Every direction of a weight matrix then learns at the same speed. With little time for steps this got
+    further than Adam (the idea is known as Muon). All parameters must have the same shape: they are worked on
+    together, as one batch of matrices.
+    """
+
+    def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            moments = []
+            for weight in group["params"]:
+                state = self.state[weight]
+                if not state:
+                    state["moment"] = torch.zeros_like(weight)
+                state["moment"].lerp_(weight.grad, 1 - group["momentum"])
+                # One step ahead, as Nesterov's momentum looks.
+                moments.append(torch.lerp(weight.grad, state["moment"], group["momentum"]).flatten(1))
+            for weight, update in zip(group["params"], orthogonalised(torch.stack(moments)), strict=True):
+                weight.sub_(update.view(weight.shape), alpha=group["lr"])
+
+
+def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Bring the singular values of wide ``matrices`` (N, rows, columns) near one by a polynomial iteration.
+
+    An odd polynomial of a matrix acts on its singular values alone. This one rises steeply at 0, so that few
+    iterations do, at the price of values that end between about 0.7 and 1.2; that is exact enough for a step.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    for _ in range(iterations):
+        square = matrices @ matrices.mT
+        matrices = a * matrices + (b * square + c * square @ square) @ matrices
+    return matrices
+
+
+def make_optimizers(model: AutoencoderTiny) -> list[torch.optim.Optimizer]:
+    """Orthogonal momentum for the convolutions inside, Adam for biases and the few layers of other shapes."""
+    inside = [weight for weight in model.parameters() if weight.shape[:2] == (WIDTH, WIDTH)]
+    others = [weight for weight in model.parameters() if weight.shape[:2] != (WIDTH, WIDTH)]
+    optimizers = [
+        OrthogonalMomentum(inside, lr=ORTHOGONAL_RATE),
+        torch.optim.Adam(others, lr=ADAM_RATE, betas=(0.9, 0.99)),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def rate_fraction(step: int, progress: float) -> float:
+    """Linear warm-up by steps, then a cosine over the time there is (``progress`` from 0 to 1)."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * (FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine)
+
+
+@torch.inference_mode()
+def evaluate(model: AutoencoderTiny, pictures: Tensor) -> Report:
+    """Measure ``model`` on pictures in [-1, 1] and on one white and one black picture of the same size."""
+    scores, latents = [], []
+    for picture in pictures.split(10):
+        encoded = model.encode(picture).latents
+        decoded = model.decode(encoded).sample.clamp(-1, 1)
+        # Pixels run from -1 to 1 here, so the largest possible squared error is 4.
+        scores.append(10 * torch.log10(4 / (decoded - picture).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)))
+        latents.append(encoded)
+    flat = torch.ones(2, 3, *pictures.shape[-2:])
+    flat[1] = -1
+    error = (model.decode(model.encode(flat).latents).sample.clamp(-1, 1) - flat).abs() * 127.5
+    score, latent = torch.cat(scores), torch.cat(latents)
+    return Report(
+        psnr=score.mean().item(),
+        psnr_min=score.min().item(),
+        latent_mean=latent.mean().item(),
+        latent_std=latent.std().item(),
+        latent_min=latent.min().item(),
+        latent_max=latent.max().item(),
+        white_mean=error[0].mean().item(),
+        white_max=error[0].max().item(),
+        black_mean=error[1].mean().item(),
+        black_max=error[1].max().item(),
+    )
+
+
+def export(model: AutoencoderTiny, folder: Path) -> None:
+    """Write the model so that a reader of ``folder`` never meets half a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Contiguous, or safetensors would meet the channels_last strides of training.
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        plain.save_pretrained(temporary)
+        for path in sorted(Path(temporary).iterdir()):
+            # safetensors writes files for their owner alone; these are to be installed for everyone.
+            path.chmod(0o644)
+            os.replace(path, folder / path.name)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint in one step, so that a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def model_card(arguments: argparse.Namespace, report: Report, facts: dict[str, Any]) -> str:
+    """The README.md that lies beside the weights."""
+    return f"""---
+license: apache-2.0
+library_name: diffusers
+---
+
+# The bundled image autoencoder
+
+A small `AutoencoderTiny` of [diffusers](https://github.com/huggingface/diffusers), trained from scratch for
+this package by `scripts/train_autoencoder.py`. It makes pictures 8 times smaller on each side with
+{ARCHITECTURE["latent_channels"]} latent channels, takes and gives pictures in [-1, 1], and works at every
+size that is a multiple of 8.
+
+- Width {WIDTH} at every scale; residual blocks: encoder {ARCHITECTURE["num_encoder_blocks"]}, decoder
+  {ARCHITECTURE["num_decoder_blocks"]}. No normalisation layers and no attention, so decoding is local.
+- Parameters: {facts["encoder_parameters"]:,} in the encoder, {facts["decoder_parameters"]:,} in the decoder.
+- Size of the weights: {facts["bytes"] / 1e6:.2f} MB.
+- Licence: Apache-2.0, like the package.
+
+```python
+from diffusers import AutoencoderTiny
+
+autoencoder = AutoencoderTiny.from_pretrained("igae_nerfstudio/autoencoder/bundled")
+latents = autoencoder.encode(pictures).latents
+pictures = autoencoder.decode(latents).sample.clamp(-1, 1)
+```
+
+`autoencoder(pictures)` would also round the latents to 8 bits; use `encode` and `decode`.
+
+## Training
+
+```
+python scripts/train_autoencoder.py --images DIR --minutes {arguments.minutes:g} --seed {arguments.seed} \
+--threads {arguments.threads}
+```
+
+- Machine: {arguments.threads} CPU cores, no GPU. Training took {facts["seconds"]:.0f} seconds and
+  {facts["steps"]:,} steps of {BATCH} crops of {CROP}x{CROP} pixels.
+- Data: {facts["training"]} {arguments.data_name}, used for training only and not shipped, and
+  {SYNTHETIC_SHARE:.0%} made-up crops (flat colours, flat shapes, cut-out photographs before flat colours).
+- No pretrained weights of any kind.
+- Loss: mean squared error of the pixels; {LIMIT_WEIGHT:g} times the mean squared excess of latents beyond
+  {LATENT_LIMIT:g} in size (the decoder squashes latents with 3 tanh(x / 3)); {MOMENT_WEIGHT:g} times the
+  squared distance of each channel's mean and standard deviation from 0 and 1; {VARIATION_WEIGHT:g} times the
+  total variation of the latents.
+- Momentum with orthogonalised steps for the {WIDTH}-to-{WIDTH} convolutions (learning rate
+  {ORTHOGONAL_RATE:g}), Adam for the rest ({ADAM_RATE:g}), both falling along a cosine; averaged weights (decay
+  {EMA_DECAY:g}).
+
+## Measured
+
+On {facts["validation"]} photographs kept out of training (centre square, {VALIDATION_SIZE}x{VALIDATION_SIZE},
+outputs clamped):
+
+| | |
+|---|---|
+| PSNR, mean over the pictures | {report.psnr:.2f} dB |
+| PSNR, worst picture | {report.psnr_min:.2f} dB |
+| Latents: mean, standard deviation | {report.latent_mean:.3f}, {report.latent_std:.3f} |
+| Latents: smallest, largest | {report.latent_min:.2f}, {report.latent_max:.2f} |
+| White picture: mean and largest error (of 255) | {report.white_mean:.2f}, {report.white_max:.2f} |
+| Black picture: mean and largest error (of 255) | {report.black_mean:.2f}, {report.black_max:.2f} |
+
+The training photographs are few, and fine texture and small lettering come out soft.
+"""
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train until the time is spent, then write the final weights and the model card."""
+    torch.set_num_threads(arguments.threads)
+    paths = list_images(arguments.images)
+    checkpoint_path = arguments.work_dir / "checkpoint.pt"
+    if arguments.resume and not checkpoint_path.is_file():
+        raise SystemExit(f"error: nothing to resume: {checkpoint_path} does not exist")
+
+    validation = validation_pictures(paths[::VALIDATION_EVERY])
+    training_paths = [path for index, path in enumerate(paths) if index % VALIDATION_EVERY]
+    # Decoded once and kept as uint8: a thousand of these take about a quarter of a gigabyte.
+    photographs = [read_image(path) for path in training_paths]
+    print(f"{len(photographs)} photographs to train on, {len(validation)} to validate on", flush=True)
+
+    torch.manual_seed(arguments.seed)
+    rng = np.random.default_rng(arguments.seed)
+    model = AutoencoderTiny(**ARCHITECTURE)
+    initialise(model)
+    model = model.to(memory_format=torch.channels_last)
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    optimizers = make_optimizers(model)
+    step, spent = 0, 0.0
+    if arguments.resume:
+        state = torch.load(checkpoint_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        rng.bit_generator.state = state["rng"]
+        step, spent = state["step"], state["seconds"]
+        print(f"resumed at step {step} after {spent:.0f} s", flush=True)
+
+    def checkpoint() -> Report:
+        state = {
+            "model": model.state_dict(),
+            "averaged": averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "rng": rng.bit_generator.state,
+            "step": step,
+            "seconds": spent,
+        }
+        save_checkpoint(checkpoint_path, state)
+        export(averaged, arguments.output_dir)
+        report = evaluate(averaged, validation)
+        print(
+            f"step {step}  {max(budget - spent, 0) / 60:.1f} min left  validation {report.psnr:.2f} dB  "
+            f"latents {report.latent_mean:+.2f} +- {report.latent_std:.2f} in "
+            f"[{report.latent_min:.1f}, {report.latent_max:.1f}]  white {report.white_max:.1f}  "
+            f"black {report.black_max:.1f} of 255 at most",
+            flush=True,
+        )
+        return report
+
+    budget = arguments.minutes * 60
+    sampler = CropSampler(photographs, rng)
+    weights, averaged_weights = list(model.parameters()), list(averaged.parameters())
+    next_progress, next_checkpoint = spent + PROGRESS_SECONDS, spent + FIRST_CHECKPOINT_SECONDS
+    errors: list[float] = []
+    # `spent` counts everything after loading, evaluation included: the time given is the time taken.
+    begin = time.monotonic() - spent
+    while spent < budget:
+        fraction = rate_fraction(step, spent / budget)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = fraction * group["peak"]
+        loss, error = training_loss(model, sampler.batch(BATCH))
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step += 1
+        # A shorter memory at first, so that early exports are not averaged with noise.
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged_weights, weights, 1 - decay)
+        errors.append(error.item())
+        spent = time.monotonic() - begin
+        if spent >= next_progress:
+            mean = sum(errors) / len(errors)
+            print(
+                f"step {step}  {max(budget - spent, 0) / 60:.1f} min left  train loss {mean:.5f} "
+                f"({10 * math.log10(4 / mean):.2f} dB)  rate {fraction:.0%} of its peak",
+                flush=True,
+            )
+            errors.clear()
+            next_progress = spent + PROGRESS_SECONDS
+        if spent >= next_checkpoint:
+            checkpoint()
+            next_checkpoint = spent + CHECKPOINT_SECONDS
+
+    report = checkpoint()
+    facts = {
+        "encoder_parameters": sum(weight.numel() for weight in model.encoder.parameters()),
+        "decoder_parameters": sum(weight.numel() for weight in model.decoder.parameters()),
+        "bytes": (arguments.output_dir / "diffusion_pytorch_model.safetensors").stat().st_size,
+        "seconds": spent,
+        "steps": step,
+        "training": len(photographs),
+        "validation": len(validation),
+    }
+    write_text(arguments.output_dir / "README.md", model_card(arguments, report, facts))
+    print(f"done: {report.psnr:.2f} dB after {spent:.0f} s, written to {arguments.output_dir}", flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the bundled image autoencoder from scratch.")
+    parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=REPOSITORY / "igae_nerfstudio" / "autoencoder" / "bundled",
+        help="folder for the weights and the model card (default: the one inside the package)",
+    )
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=Path("outputs") / "autoencoder",
+        help="folder for the checkpoint (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data-name",
+        default="photographs",
+        help="what the model card calls the photographs (default: %(default)s)",
+    )
+    parser.add_argument("--minutes", type=float, default=55.0, help="time to train (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the work folder")
+    arguments = parser.parse_args()
+    if not arguments.minutes > 0:
+        parser.error("--minutes must be above 0")
+    if arguments.threads < 1:
+        parser.error("--threads must be at least 1")
+    return arguments
+
+
+def main() -> None:
+    """Run the training."""
+    train(parse_arguments())
+
+
+if __name__ == "__main__":
+    main()

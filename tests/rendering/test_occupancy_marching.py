@@ -1,0 +1,468 @@
+"""Marching, weights and accumulation of packed samples, against slow references that are easy to believe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import nerfacc
+import pytest
+import torch
+from torch import Tensor
+
+from igae_nerfstudio.rendering.occupancy_marching import (
+    MarchedSamples,
+    accumulate,
+    march_occupancy_grid,
+    render_weights,
+)
+
+STEP = 0.0371
+"""Not commensurate with any cell size below, so that no midpoint is on a face."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The slow reference: one ray, one step and one level at a time, in Python floats
+# ---------------------------------------------------------------------------------------------------------
+
+
+def is_occupied(grid: nerfacc.OccGridEstimator, point: list[float]) -> bool:
+    for level in range(grid.levels):
+        box = grid.aabbs[level].tolist()
+        if all(box[a] <= point[a] <= box[a + 3] for a in range(3)):
+            cell = []
+            for a, cells in enumerate(grid.resolution.tolist()):
+                cell.append(min(int((point[a] - box[a]) / (box[a + 3] - box[a]) * cells), cells - 1))
+            return bool(grid.binaries[level, cell[0], cell[1], cell[2]])
+    return False
+
+
+def entry_distance(grid: nerfacc.OccGridEstimator, origin: list[float], direction: list[float]) -> float:
+    """Where the line enters the outermost box; infinity if it misses it."""
+    box = grid.aabbs[-1].tolist()
+    enter, leave = -math.inf, math.inf
+    for a in range(3):
+        if direction[a] == 0.0:
+            if not box[a] <= origin[a] <= box[a + 3]:
+                return math.inf
+            continue
+        first, second = sorted((box[b] - origin[a]) / direction[a] for b in (a, a + 3))
+        enter, leave = max(enter, first), min(leave, second)
+    return enter if enter < leave else math.inf
+
+
+def march_slowly(
+    grid: nerfacc.OccGridEstimator,
+    origins: Tensor,
+    directions: Tensor,
+    nears: list[float],
+    fars: list[float],
+    step: float,
+    cone_angle: float,
+    density: Callable[[list[float]], float] | None = None,
+    alpha_thre: float = 0.0,
+    early_stop_eps: float = 1e-4,
+) -> list[tuple[int, float, float]]:
+    """Walk each ray rung by rung; (ray, t_start, t_end) of each sample."""
+    farthest = 1e3  # beyond every box in these tests
+    samples = []
+    for ray, (origin, direction) in enumerate(zip(origins.tolist(), directions.tolist(), strict=True)):
+        t, far = nears[ray], min(fars[ray], farthest)
+        entry = entry_distance(grid, origin, direction)
+        if entry == math.inf:
+            continue
+        first_dt = max(step, cone_angle * t)
+        while t + first_dt / 2 < entry:
+            t += first_dt
+        transmittance = 1.0
+        while t < far:
+            dt = max(step, cone_angle * t)
+            middle = t + dt / 2
+            point = [o + middle * d for o, d in zip(origin, direction, strict=True)]
+            if middle < far and is_occupied(grid, point):
+                opacity = 0.0 if density is None else 1.0 - math.exp(-density(point) * dt)
+                if density is None or (
+                    transmittance >= early_stop_eps and opacity >= min(alpha_thre, float(grid.occs.mean()))
+                ):
+                    samples.append((ray, t, t + dt))
+                transmittance *= 1.0 - opacity
+            t += dt
+            if middle > entry and all(abs(p) > 100.0 for p in point):
+                break
+    return samples
+
+
+def assert_same_samples(marched: MarchedSamples, expected: list[tuple[int, float, float]], atol: float) -> None:
+    rays, starts, ends = (list(column) for column in zip(*expected, strict=True)) if expected else ([], [], [])
+    assert marched.ray_indices.tolist() == rays
+    torch.testing.assert_close(marched.t_starts.double(), torch.tensor(starts).double(), atol=atol, rtol=0.0)
+    torch.testing.assert_close(marched.t_ends.double(), torch.tensor(ends).double(), atol=atol, rtol=0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Scenes
+# ---------------------------------------------------------------------------------------------------------
+
+ROI = [-1.0, -0.8, -0.9, 1.0, 1.2, 0.7]
+
+
+def make_grid(
+    levels: int, fill: float, resolution: int | list[int] = 16, seed: int = 0
+) -> nerfacc.OccGridEstimator:
+    """A grid in which each cell is occupied with probability ``fill``."""
+    grid = nerfacc.OccGridEstimator(ROI, resolution, levels)
+    generator = torch.Generator().manual_seed(seed)
+    grid.binaries[:] = torch.rand(grid.binaries.shape, generator=generator) < fill
+    grid.occs[:] = grid.binaries.flatten().float()
+    return grid
+
+
+def make_rays(count: int, levels: int, dtype: torch.dtype, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Rays from in- and outside of the boxes, most towards them, in random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    origins = torch.randn(count, 3, generator=generator, dtype=torch.float64) * 2.0 ** (levels - 1) * 1.5
+    targets = torch.randn(count, 3, generator=generator, dtype=torch.float64) * 0.6
+    origins, targets = origins.to(dtype), targets.to(dtype)
+    return origins, torch.nn.functional.normalize(targets - origins, dim=-1)
+
+
+def march(grid: nerfacc.OccGridEstimator, origins: Tensor, directions: Tensor, **changes) -> MarchedSamples:
+    options = {
+        "density_fn": None,
+        "near_plane": 0.05,
+        "far_plane": 1e3,
+        "render_step_size": STEP,
+        "cone_angle": 0.0,
+        "alpha_thre": 0.0,
+        "stratified": False,
+    }
+    return march_occupancy_grid(grid, origins, directions, **{**options, **changes})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Marching
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fill", [0.02, 0.4])
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("cone_angle", [0.0, 0.004, 0.05])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_march_equals_slow_reference(levels: int, cone_angle: float, stratified: bool, fill: float) -> None:
+    """0.004 leaves most steps constant, 0.05 makes most of them grow, some from the first on."""
+    grid = make_grid(levels, fill)
+    origins, directions = make_rays(24, levels, torch.float64)
+    marched = march(
+        grid,
+        origins,
+        directions,
+        cone_angle=cone_angle,
+        stratified=stratified,
+        generator=torch.Generator().manual_seed(5),
+    )
+    offsets = torch.rand(24, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * STEP
+    nears = [0.05 + (float(offset) if stratified else 0.0) for offset in offsets]
+    expected = march_slowly(grid, origins, directions, nears, [1e3] * 24, STEP, cone_angle)
+    assert len(expected) > 20
+    assert_same_samples(marched, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 0.004])
+def test_march_in_single_precision(cone_angle: float) -> None:
+    grid = make_grid(3, 0.1)
+    origins, directions = make_rays(24, 3, torch.float32)
+    marched = march(grid, origins, directions, cone_angle=cone_angle)
+    assert marched.t_starts.dtype == torch.float32
+    expected = march_slowly(grid, origins, directions, [0.05] * 24, [1e3] * 24, STEP, cone_angle)
+    assert_same_samples(marched, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("step", [0.004, 0.3])
+def test_march_with_steps_much_smaller_and_larger_than_a_cell(step: float) -> None:
+    """Long runs within one block of cells, and runs too long for the coarse grid to judge."""
+    grid = make_grid(2, 0.003, resolution=[20, 33, 16])  # not multiples of the block either
+    origins, directions = make_rays(12, 2, torch.float64)
+    marched = march(grid, origins, directions, render_step_size=step)
+    expected = march_slowly(grid, origins, directions, [0.05] * 12, [1e3] * 12, step, 0.0)
+    assert len(expected) > 0
+    assert_same_samples(marched, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("corner", [0, 7, 8, 15])
+def test_one_occupied_cell_is_found_by_the_ray_through_it(corner: int) -> None:
+    grid = make_grid(2, 0.0)
+    grid.binaries[0, corner, 15 - corner, corner] = True
+    box = grid.aabbs[0].double()
+    cell = torch.tensor([corner, 15 - corner, corner])
+    center = box[:3] + (cell + 0.5) / 16 * (box[3:] - box[:3])
+    origins = center + 30.0 * torch.nn.functional.normalize(torch.randn(50, 3).double(), dim=-1)
+    directions = torch.nn.functional.normalize(center - origins, dim=-1)
+    marched = march(grid, origins, directions, render_step_size=0.01)
+    assert marched.ray_indices.unique().tolist() == list(range(50))
+    middle = (marched.t_starts + marched.t_ends) / 2
+    half_diagonal = float((box[3:] - box[:3]).norm()) / 32
+    assert float((middle - 30.0).abs().max()) <= half_diagonal
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 0.004])
+def test_alpha_threshold_and_early_stop_equal_slow_reference(cone_angle: float) -> None:
+    grid = make_grid(3, 0.5)
+
+    def density(point: list[float]) -> float:
+        return 2.0 + 2.0 * math.sin(7.0 * point[0]) + 8.0 * (point[1] > 0.3)
+
+    def density_fn(positions: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return (2.0 + 2.0 * torch.sin(7.0 * positions[:, :1])) + 8.0 * (positions[:, 1:2] > 0.3)
+
+    origins, directions = make_rays(16, 3, torch.float64)
+    common = (grid, origins, directions, [0.05] * 16, [1e3] * 16, STEP, cone_angle)
+    filtered = march_slowly(*common, density, 0.06, 0.1)
+    assert 0 < len(filtered) < len(march_slowly(*common, density, 0.0, 0.1)) < len(march_slowly(*common))
+    options = {"cone_angle": cone_angle, "alpha_thre": 0.06, "early_stop_eps": 0.1}
+    assert_same_samples(march(grid, origins, directions, density_fn=density_fn, **options), filtered, 1e-10)
+    flat = march(grid, origins, directions, density_fn=lambda x: density_fn(x).squeeze(-1), **options)
+    assert_same_samples(flat, filtered, 1e-10)
+
+
+def test_alpha_threshold_is_capped_by_mean_occupancy() -> None:
+    """A field too faint for the threshold keeps its samples while the grid is faint too."""
+    grid = make_grid(1, 1.0)
+    origins, directions = make_rays(8, 1, torch.float64)
+
+    def faint(positions: Tensor) -> Tensor:
+        return torch.full_like(positions[:, 0], 0.01 / STEP)
+
+    unfiltered = march(grid, origins, directions)
+    grid.occs[:] = 0.009
+    kept = march(grid, origins, directions, density_fn=faint, alpha_thre=0.5)
+    assert kept.t_starts.shape == unfiltered.t_starts.shape
+    grid.occs[:] = 1.0
+    assert march(grid, origins, directions, density_fn=faint, alpha_thre=0.5).t_starts.numel() == 0
+
+
+def test_filters_off_do_not_call_density() -> None:
+    grid = make_grid(1, 1.0)
+    origins, directions = make_rays(4, 1, torch.float64)
+
+    def never(positions: Tensor) -> Tensor:
+        raise AssertionError("density was asked for")
+
+    assert march(grid, origins, directions, density_fn=never, early_stop_eps=0.0).t_starts.numel() > 0
+
+
+def test_full_grid_has_closed_form_count() -> None:
+    """Straight through a full box of side 2 from 3 away: midpoints 0.05 + (k + 1/2) step in [3, 5)."""
+    grid = nerfacc.OccGridEstimator([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0], 8, 1)
+    grid.binaries[:] = True
+    marched = march(grid, torch.tensor([[-4.0, 0.1, 0.2]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    first = math.ceil((3.0 - 0.05) / STEP - 0.5)
+    last = math.ceil((5.0 - 0.05) / STEP - 0.5)
+    assert marched.t_starts.numel() == last - first
+    torch.testing.assert_close(marched.t_starts[0].item(), 0.05 + first * STEP, atol=1e-6, rtol=0.0)
+    assert torch.equal(marched.t_ends[:-1], marched.t_starts[1:]), "neighbours share their bound to the bit"
+
+
+def test_full_grid_with_growing_steps_has_closed_form_count() -> None:
+    """From near = 1 every step grows by 1 + cone; midpoints (1 + cone)^k (1 + cone / 2) < 9."""
+    grid = nerfacc.OccGridEstimator([-10.0, -10.0, -10.0, 10.0, 10.0, 10.0], 8, 1)
+    grid.binaries[:] = True
+    marched = march(
+        grid,
+        torch.tensor([[-1.0, 0.1, 0.2]]).double(),
+        torch.tensor([[1.0, 0.0, 0.0]]).double(),
+        near_plane=1.0,
+        far_plane=9.0,
+        cone_angle=0.05,
+    )
+    assert marched.t_starts.numel() == math.ceil(math.log(9.0 / 1.025) / math.log(1.05))
+    torch.testing.assert_close(marched.t_ends / marched.t_starts, torch.full_like(marched.t_ends, 1.05))
+
+
+def test_empty_grid_gives_nothing_and_renders_zero() -> None:
+    grid = make_grid(3, 0.0)
+    origins, directions = make_rays(6, 3, torch.float32)
+    marched = march(grid, origins, directions, density_fn=lambda x: x[:, 0])
+    assert marched.ray_indices.shape == marched.t_starts.shape == marched.t_ends.shape == (0,)
+    assert marched.ray_indices.dtype == torch.int64
+    sigmas = torch.zeros(0, requires_grad=True)
+    weights = render_weights(sigmas, marched.t_starts, marched.t_ends, marched.ray_indices, 6)
+    colors = accumulate(weights, torch.zeros(0, 4), marched.ray_indices, 6)
+    assert torch.equal(colors, torch.zeros(6, 4))
+    assert torch.equal(accumulate(weights, None, marched.ray_indices, 6), torch.zeros(6, 1))
+    colors.sum().backward()  # a training step on an empty batch must not fail
+
+
+def test_no_rays() -> None:
+    assert march(make_grid(2, 1.0), torch.zeros(0, 3), torch.zeros(0, 3)).t_starts.shape == (0,)
+
+
+def test_rays_that_miss_the_box() -> None:
+    grid = make_grid(1, 1.0)
+    origins = torch.tensor([[3.0, 0.0, 0.0], [3.0, 0.0, 0.0], [3.0, 5.0, 0.0], [3.0, 0.0, 0.0]])
+    directions = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
+    marched = march(grid, origins, directions)
+    assert marched.ray_indices.unique().tolist() == [3], "away, past, parallel beside; only the last one hits"
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 0.05])
+def test_axis_parallel_rays_and_origins_inside(cone_angle: float) -> None:
+    grid = make_grid(3, 0.5)
+    axes = torch.eye(3, dtype=torch.float64)
+    directions = torch.cat([axes, -axes, axes, -axes])
+    directions[6:] *= 1.0 + 0.0 * directions[6:]  # a mix of 0.0 and -0.0 components
+    inside = torch.tensor([0.11, -0.23, 0.07]).double().expand(6, 3)
+    outside = inside - 9.0 * directions[6:]
+    origins = torch.cat([inside, outside])
+    marched = march(grid, origins, directions, cone_angle=cone_angle)
+    expected = march_slowly(grid, origins, directions, [0.05] * 12, [1e3] * 12, STEP, cone_angle)
+    assert set(marched.ray_indices.tolist()) == set(range(12))
+    assert_same_samples(marched, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("cone_angle", [0.0, 0.05])
+def test_near_and_far_per_ray(cone_angle: float) -> None:
+    grid = make_grid(2, 1.0)
+    origins, directions = make_rays(16, 2, torch.float64)
+    nears = torch.linspace(0.0, 4.0, 16).double()
+    fars = nears + torch.linspace(-1.0, 6.0, 16).double()  # the first are empty
+    marched = march(
+        grid, origins, directions, near_plane=0.5, far_plane=7.0, nears=nears[:, None], fars=fars,
+        cone_angle=cone_angle,
+    )  # fmt: skip
+    nears, fars = nears.clamp(min=0.5), fars.clamp(max=7.0)
+    middle = (marched.t_starts + marched.t_ends) / 2
+    assert bool((marched.t_starts >= nears[marched.ray_indices]).all())
+    assert bool((middle < fars[marched.ray_indices]).all())
+    expected = march_slowly(grid, origins, directions, nears.tolist(), fars.tolist(), STEP, cone_angle)
+    assert_same_samples(marched, expected, atol=1e-10)
+
+
+def test_march_carries_no_gradient() -> None:
+    grid = make_grid(1, 1.0)
+    origins, directions = make_rays(4, 1, torch.float32)
+    scale = torch.tensor(1.0, requires_grad=True)
+    marched = march(grid, origins.requires_grad_(), directions, density_fn=lambda x: scale.expand(len(x)))
+    assert not marched.t_starts.requires_grad and not marched.t_ends.requires_grad
+
+
+def test_marching_a_grid_that_was_updated_on_the_cpu() -> None:
+    """nerfacc's own update, in and after its warm-up, runs without CUDA and leaves what the march reads."""
+    torch.manual_seed(0)
+    grid = nerfacc.OccGridEstimator([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0], 16, 2)
+    grid.train()
+    for step in (0, 16, 512):
+        grid.update_every_n_steps(step, lambda x: (x.norm(dim=-1, keepdim=True) < 0.5).float(), occ_thre=0.01)
+    origins = torch.tensor([[-3.0, 0.02, 0.01], [-3.0, 1.5, 0.01]])
+    marched = march(grid, origins, torch.tensor([[1.0, 0.0, 0.0]]).expand(2, 3))
+    assert marched.ray_indices.unique().tolist() == [0]
+    assert 2.5 - 0.125 <= float(marched.t_starts.min()) + STEP
+    assert float(marched.t_ends.max()) - STEP <= 3.5 + 0.125
+
+
+@pytest.mark.parametrize("bad", [{"render_step_size": 0.0}, {"cone_angle": -0.1}])
+def test_senseless_steps_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="render_step_size"):
+        march(make_grid(1, 1.0), torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 0.0]]), **bad)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="nerfacc marches on CUDA only")
+@pytest.mark.parametrize("cone_angle", [0.0, 0.004])
+@pytest.mark.parametrize("levels", [1, 4])
+def test_march_agrees_with_nerfacc(levels: int, cone_angle: float) -> None:
+    """Constant steps: the same samples, but for midpoints within rounding of a face, of which there are few.
+
+    Growing steps: a stretch after empty cells may be shifted by less than a step, so the number of samples of a
+    ray may differ by one for each stretch, while totals and the length in occupied space agree closely.
+    """
+    # Blobs of cells, so that a ray meets a handful of stretches.
+    noise = torch.rand(levels, 1, 8, 8, 8, generator=torch.Generator().manual_seed(3))
+    grid = nerfacc.OccGridEstimator(ROI, 32, levels)
+    grid.binaries[:] = torch.nn.functional.interpolate(noise, size=32, mode="nearest").squeeze(1) < 0.3
+    grid = grid.cuda()
+    origins, directions = (x.cuda() for x in make_rays(512, levels, torch.float32))
+    step = 0.0071
+    theirs = grid.sampling(
+        origins, directions, near_plane=0.05, far_plane=1e3, render_step_size=step, cone_angle=cone_angle
+    )
+    ours = march(grid, origins, directions, render_step_size=step, cone_angle=cone_angle)
+
+    our_counts = torch.bincount(ours.ray_indices, minlength=512)
+    their_counts = torch.bincount(theirs[0], minlength=512)
+    if cone_angle == 0.0:
+        assert float((our_counts != their_counts).float().mean()) < 0.05
+        assert int((our_counts - their_counts).abs().max()) <= 3
+        same = our_counts == their_counts
+        our_starts, their_starts = ours.t_starts[same[ours.ray_indices]], theirs[1][same[theirs[0]]]
+        torch.testing.assert_close(our_starts.median(), their_starts.median(), atol=1e-3, rtol=0.0)
+        assert float(((our_starts - their_starts).abs() > 1e-3).float().mean()) < 0.01
+    else:
+        our_length = accumulate(ours.t_ends - ours.t_starts, None, ours.ray_indices, 512)
+        their_length = accumulate(theirs[2] - theirs[1], None, theirs[0], 512)
+        assert abs(int(our_counts.sum()) - int(their_counts.sum())) < 0.02 * int(their_counts.sum())
+        torch.testing.assert_close(our_length.sum(), their_length.sum(), rtol=0.02, atol=0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rendering
+# ---------------------------------------------------------------------------------------------------------
+
+
+def ragged_samples(seed: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Packed float64 samples (sigmas, t_starts, t_ends, ray_indices) of rays with 5, 0, 9, 1 and 0 samples."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.tensor([5, 0, 9, 1, 0])
+    ray_indices = torch.repeat_interleave(counts)
+    n = int(counts.sum())
+    sigmas = torch.rand(n, generator=generator, dtype=torch.float64) * 4.0
+    t_starts = torch.cumsum(torch.rand(n, generator=generator, dtype=torch.float64), dim=0)
+    return sigmas, t_starts, t_starts + 0.3, ray_indices, len(counts)
+
+
+def test_weights_equal_nerfacc_dense() -> None:
+    """nerfacc's own formula on (R, S) tensors is plain torch; absent samples have density zero."""
+    sigmas, t_starts, t_ends, ray_indices, n_rays = ragged_samples()
+    weights = render_weights(sigmas, t_starts, t_ends, ray_indices, n_rays)
+    for ray in range(n_rays):
+        own = ray_indices == ray
+        dense, _, _ = nerfacc.render_weight_from_density(
+            t_starts[own][None], t_ends[own][None], sigmas[own][None]
+        )
+        torch.testing.assert_close(weights[own], dense[0])
+
+
+def test_weights_have_the_right_gradient() -> None:
+    sigmas, t_starts, t_ends, ray_indices, n_rays = ragged_samples()
+    assert torch.autograd.gradcheck(
+        lambda s: render_weights(s, t_starts, t_ends, ray_indices, n_rays), (sigmas.requires_grad_(),)
+    )
+
+
+def test_weights_of_a_ray_do_not_feel_other_rays() -> None:
+    """A thin ray behind dense ones, in the packing: a running sum over all of them would swamp it in float32."""
+    thin = torch.full((50,), 1e-3)
+    wall = torch.full((200,), 1e6)
+    ray_indices = torch.repeat_interleave(torch.tensor([200, 50]))
+    t_starts = torch.cat([torch.arange(200.0), torch.arange(50.0)])
+    together = render_weights(torch.cat([wall, thin]), t_starts, t_starts + 1.0, ray_indices, 2)
+    alone = render_weights(thin, t_starts[200:], t_starts[200:] + 1.0, torch.zeros(50, dtype=torch.int64), 1)
+    assert torch.equal(together[200:], alone)
+    torch.testing.assert_close(float(alone.double().sum()), 1.0 - math.exp(-0.05), rtol=1e-6, atol=0.0)
+
+    infinite = render_weights(torch.cat([wall * math.inf, thin]), t_starts, t_starts + 1.0, ray_indices, 2)
+    assert torch.equal(infinite[200:], alone) and float(infinite[0]) == 1.0
+
+
+def test_accumulate_equals_loop() -> None:
+    sigmas, t_starts, t_ends, ray_indices, n_rays = ragged_samples()
+    weights = render_weights(sigmas, t_starts, t_ends, ray_indices, n_rays)
+    values = torch.randn(len(weights), 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    expected = torch.zeros(n_rays, 3, dtype=torch.float64)
+    opacity = torch.zeros(n_rays, 1, dtype=torch.float64)
+    for sample, ray in enumerate(ray_indices.tolist()):
+        expected[ray] += weights[sample] * values[sample]
+        opacity[ray] += weights[sample]
+    torch.testing.assert_close(accumulate(weights, values, ray_indices, n_rays), expected)
+    torch.testing.assert_close(accumulate(weights, None, ray_indices, n_rays), opacity)
+    weights, values = weights.requires_grad_(), values.requires_grad_()
+    assert torch.autograd.gradcheck(lambda w, v: accumulate(w, v, ray_indices, n_rays), (weights, values))
