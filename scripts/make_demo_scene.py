@@ -1,13 +1,14 @@
 """Make the small demo scene that the repository carries: a lighthouse on a rocky island.
 
 The scene is written in the Blender / NeRF-synthetic layout: ``transforms_{train,val,test}.json`` and the
-folders ``train``, ``val`` and ``test`` with RGBA pictures ``r_000.png``, ... (straight alpha). Everything is made
-by this file alone: signed distance functions, sphere-traced with torch on the CPU, with procedural colours and a
-light that is fixed in the world. There are no view-dependent effects: one radiance field explains all pictures.
+folders ``train``, ``val`` and ``test`` with RGBA pictures ``r_000.png``, ... (straight alpha). Everything is
+made by this file alone: signed distance functions, sphere-traced with torch on the CPU, with procedural
+colours and a light that is fixed in the world. Nothing depends on the view: one radiance field explains all
+pictures.
 
-World: z up; the object stands in a box of about 0.92 x 0.92 x 1.0 around the origin. Cameras: OpenGL convention
-(x right, y up, looking along -z) on a sphere of radius 2.1, looking at the origin. Train cameras are spread over
-the sphere above -10 degrees of elevation, test cameras go once around at 25 degrees.
+World: z up; the object stands in a box of about 0.92 x 0.92 x 1.0 around the origin. Cameras: OpenGL
+convention (x right, y up, looking along -z) on a sphere of radius 2.1, looking at the origin. Train cameras
+are spread over the sphere above -10 degrees of elevation, test cameras go once around at 25 degrees.
 
 Run it from the repository's root::
 
@@ -350,8 +351,8 @@ GRID_MARGIN = 0.04
 def _grid() -> tuple[Tensor, Tensor, Tensor]:
     """The grid's lower corner, its cells' sizes, and each cell's bits of the parts that may be nearest in it.
 
-    Distances change by no more than a point moves: a part that at the cell's centre is farther than the nearest
-    one by more than the cell's diagonal is the nearest nowhere in that cell, and can be left out there.
+    Distances change by no more than a point moves: a part that at the cell's centre is farther than the
+    nearest one by more than the cell's diagonal is the nearest nowhere in that cell and is left out.
     """
     low = torch.tensor(BOX_MIN, dtype=DTYPE)[:, None] - GRID_MARGIN
     step = (torch.tensor(BOX_MAX, dtype=DTYPE)[:, None] + GRID_MARGIN - low) / GRID_SIZE
@@ -556,7 +557,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def render(matrix: np.ndarray, size: int) -> np.ndarray:
-    """Picture of the scene: (size, size, 4) uint8, straight alpha, colours averaged over the samples that hit."""
+    """Picture of the scene: (size, size, 4) uint8, straight alpha, colours averaged over samples that hit."""
     with _one_thread():
         return _render(matrix, size)
 

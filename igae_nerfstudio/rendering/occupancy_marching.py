@@ -23,15 +23,15 @@ ladder
     ``[t_k, t_{k+1}]`` and it stands for its midpoint: it is kept if that midpoint lies in an occupied cell
     and between near and far.
 
-The ladder has a closed form: it climbs in equal steps until rung ``k_lin``, where ``cone_angle * t`` overtakes
-``render_step_size``, and by the factor ``1 + cone_angle`` from there on.  So the rungs inside a given stretch
-of ``t`` are known without walking to it, and a ray is never walked at all:
+The ladder has a closed form: it climbs in equal steps until rung ``k_lin``, where ``cone_angle * t``
+overtakes ``render_step_size``, and by the factor ``1 + cone_angle`` from there on.  So the rungs inside a given
+stretch of ``t`` are known without walking to it, and a ray is never walked at all:
 
 1. cut each ray at the faces of the nested boxes (at most ``2 levels - 1`` segments, one level each) and at
    ``k_lin``; in each *piece* that results, rungs follow one law and cells belong to one level, and the cell
    coordinate of the ``m``-th midpoint is a multiply-add, ``base + slope * offset(m)``;
-2. chop the pieces into *runs* of ``RUN`` rungs and discard those that no occupied cell is near, by a lookup of
-   their middle in a coarse grid of ``BLOCK``-cell blocks;
+2. chop the pieces into *runs* of ``RUN`` rungs and discard those that no occupied cell is near, by a lookup
+   of their middle in a coarse grid of ``BLOCK``-cell blocks;
 3. look the remaining runs up in the boolean grid and pack what is occupied;
 4. drop the samples that are transparent or hidden, judged by the density.
 
@@ -43,13 +43,13 @@ whole ray); on the first leg, from there to the outermost box, the step stays at
 sample, the midpoint rule, and half-open ranges (a midpoint exactly at near counts, one at far does not, and
 ``t_end`` may pass far by up to half a step); both visibility filters and their thresholds.  The differences:
 
-* ``cone_angle > 0``, after an empty stretch.  While nerfacc crosses an empty cell it holds ``dt`` at its value
-  on entering that cell; this ladder keeps updating it, as Instant-NGP does.  Both resume with the first
+* ``cone_angle > 0``, after an empty stretch.  While nerfacc crosses an empty cell it holds ``dt`` at its
+  value on entering that cell; this ladder keeps updating it, as Instant-NGP does.  Both resume with the first
   midpoint inside the occupied cell, so a stretch of samples is shifted by less than one local ``dt`` and may
   hold one sample more or less; step lengths at a given ``t`` agree.  With ``cone_angle = 0``, or once a ray
   has only met occupied cells since entering the boxes, there is no difference.
-* Rounding.  nerfacc adds up ``t`` in float32, here it is computed from ``k`` in float64 and rounded once.  Over
-  a thousand steps the two part by some 1e-6 relative, at worst 1e-4.  Midpoints that close to the face of a
+* Rounding.  nerfacc adds up ``t`` in float32, here it is computed from ``k`` in float64 and rounded once.
+  Over a thousand steps the two part by some 1e-6 relative, at worst 1e-4.  Midpoints that close to the face of a
   cell can fall on either side.
 * nerfacc nudges the ends of each segment inward by 1e-6 scene units before it looks up the first cell; here a
   coordinate that rounds past the box is clamped into the last cell.  A ray that lies exactly in a face plane
@@ -57,7 +57,7 @@ sample, the midpoint rule, and half-open ranges (a midpoint exactly at near coun
 * ``density_fn`` takes positions, and is not called when there is no candidate sample.  Opacity is computed by
   ``expm1`` rather than ``1 - exp``.
 
-Step 1 and the distances of the samples that are kept use float64; the large arrays have the dtype of the rays.
+Step 1 and the distances of the samples that are kept use float64; large arrays have the dtype of the rays.
 """
 
 from __future__ import annotations
@@ -122,12 +122,12 @@ def march_occupancy_grid(
 ) -> MarchedSamples:
     """Place samples along rays where the grid is occupied and, by ``density_fn``, visible.
 
-    Nothing here carries gradient, and ``density_fn`` runs with gradients off: a march chooses where to sample,
-    and the caller evaluates its field there again, with gradients, to render.
+    Nothing here carries gradient, and ``density_fn`` runs with gradients off: a march chooses where to
+    sample, and the caller evaluates its field there again, with gradients, to render.
 
     Args:
-        grid: The occupancy grid.  Reads ``binaries`` (levels, nx, ny, nz) bool, ``aabbs`` (levels, 6) and, for
-            the cap on ``alpha_thre``, ``occs``.
+        grid: The occupancy grid.  Reads ``binaries`` (levels, nx, ny, nz) bool, ``aabbs`` (levels, 6) and,
+            for the cap on ``alpha_thre``, ``occs``.
         origins: (R, 3) ray origins, scene units, inside or outside the boxes.
         directions: (R, 3) unit directions.  Zero components are fine.
         density_fn: Maps positions (n, 3) to densities (n, 1) or (n,), non-negative, per scene unit.  ``None``
@@ -136,8 +136,8 @@ def march_occupancy_grid(
         far_plane: Distance before which the midpoint of each sample lies.
         render_step_size: Smallest step, scene units, positive.
         cone_angle: Growth of the step with distance; 0 for constant steps.
-        alpha_thre: Samples of lower opacity are dropped.  Never more than the mean of ``grid.occs`` is used, so
-            that a young, faint field is not dropped whole.
+        alpha_thre: Samples of lower opacity are dropped.  Never more than the mean of ``grid.occs`` is used,
+            so that a young, faint field is not dropped whole.
         early_stop_eps: Samples to which less than this transmittance is left are dropped.
         stratified: Shift the start of each ray by a uniform draw from [0, render_step_size).
         generator: Source of that draw, which is ``torch.rand(R)`` in the rays' dtype.
@@ -182,7 +182,7 @@ def _near_and_far(
     stratified: bool,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """Start and end of each ray's march, two (R,) float64 tensors; the start includes the stratified offset."""
+    """Start (with the stratified offset) and end of each ray's march, two (R,) float64 tensors."""
     n_rays = origins.shape[0]
     near = torch.full((n_rays,), near_plane, dtype=torch.float64, device=origins.device)
     far = torch.full((n_rays,), far_plane, dtype=torch.float64, device=origins.device)
@@ -246,8 +246,8 @@ def _cut_at_boxes(
 class _Ladder:
     """The distances at which the samples of each ray may start.
 
-    Rung ``k`` of a ray is at ``t0 + k step`` up to rung ``k_lin`` and at ``t_lin (1 + cone)^(k - k_lin)`` from
-    there on, where ``t_lin`` is the distance of rung ``k_lin``.  Everything is float64 (R,) except the two
+    Rung ``k`` of a ray is at ``t0 + k step`` up to rung ``k_lin`` and at ``t_lin (1 + cone)^(k - k_lin)``
+    from there on, where ``t_lin`` is the distance of rung ``k_lin``.  Everything is float64 (R,) except the two
     floats and ``k_lin``, which is int64.
     """
 
@@ -259,26 +259,26 @@ class _Ladder:
 
     @classmethod
     def from_entry(cls, near: Tensor, entry: Tensor, step: float, cone: float) -> _Ladder:
-        """Ladder whose first midpoint is the first at or past ``entry`` in steps of ``dt(near)`` from ``near``."""
+        """Ladder that starts where, in steps of ``dt(near)`` from ``near``, the midpoint is first past ``entry``."""
         dt = (near * cone).clamp(min=step)
         t0 = near + ((entry - near) / dt - 0.5).ceil().clamp(min=0.0) * dt
         if cone == 0.0:
             k_lin = torch.full_like(t0, 2**62, dtype=torch.int64)
         else:
             k_lin = ((step / cone - t0) / step).ceil().clamp(min=0.0, max=2**62).long()
-        return cls(t0, k_lin, t0 + k_lin * step, step, cone)
+        return cls(t0, k_lin, t0 + k_lin.double() * step, step, cone)
 
     def t(self, ray: Tensor, rung: Tensor) -> Tensor:
         """Distance (n,) float64 of the given rungs (n,) of the given rays (n,)."""
         k_lin = self.k_lin[ray]
-        linear = self.t0[ray] + rung * self.step
+        linear = self.t0[ray] + rung.double() * self.step
         if self.cone == 0.0:
             return linear
-        growth = torch.exp((rung - k_lin).clamp(min=0) * math.log1p(self.cone))
+        growth = torch.exp((rung - k_lin).clamp(min=0).double() * math.log1p(self.cone))
         return torch.where(rung <= k_lin, linear, self.t_lin[ray] * growth)
 
     def count_midpoints_before(self, distances: Tensor) -> Tensor:
-        """Number of samples of each ray whose midpoint lies before the given distances, (R, m) to (R, m) int64."""
+        """How many midpoints of each ray lie before the given distances, (R, m) to (R, m) int64."""
         linear = ((distances - self.t0[:, None]) / self.step - 0.5).ceil().clamp(min=0.0)
         linear = torch.minimum(linear, self.k_lin[:, None].double()).long()
         if self.cone == 0.0:
@@ -292,8 +292,8 @@ class _Ladder:
 class _Pieces:
     """Stretches of neighbouring rungs of one ray, in one level, with one law of growth.
 
-    All (n_pieces,) and int64, sorted by ray and then by rung: the ray, the level, the first rung, the number of
-    rungs (positive), and whether the steps grow (1) or are constant (0).
+    All (n_pieces,) and int64, sorted by ray and then by rung: the ray, the level, the first rung, the number
+    of rungs (positive), and whether the steps grow (1) or are constant (0).
     """
 
     ray: Tensor
@@ -338,9 +338,9 @@ def _occupied_rungs(
     """Ray and rung, two (n_samples,) int64 tensors, of the samples whose midpoint is in an occupied cell.
 
     In a piece with constant steps, midpoint ``m`` is ``middle + m step``; with growing steps it is
-    ``middle growth^m = middle + middle (growth^m - 1)``, with ``growth = 1 + cone``.  Cell coordinates, affine
-    in the midpoint, are thus ``base + slope offset(m)`` with an ``offset`` that only depends on the law.  The run
-    that begins at ``m`` obeys the same law with ``base + slope offset(m)`` for its base and, as growth
+    ``middle growth^m = middle + middle (growth^m - 1)``, with ``growth = 1 + cone``.  Cell coordinates,
+    affine in the midpoint, are thus ``base + slope offset(m)`` with an ``offset`` that only depends on the law.
+    The run that begins at ``m`` obeys the same law with ``base + slope offset(m)`` for its base and, as growth
     multiplies, ``slope growth^m`` for its slope.
     """
     dtype, device = origins.dtype, origins.device
@@ -373,7 +373,8 @@ def _occupied_rungs(
     run, j = _occupied_in_runs(grid, base, slope, offsets, pieces.level[piece], pieces.growing[piece])
 
     piece, m = piece.index_select(0, run), order.index_select(0, run) * RUN + j
-    exists = (m < pieces.count.index_select(0, piece)).nonzero().squeeze(-1)  # the last run of a piece has a rest
+    # The last run of a piece was looked up in full, but goes on only as far as the piece.
+    exists = (m < pieces.count.index_select(0, piece)).nonzero().squeeze(-1)
     piece, m = piece.index_select(0, exists), m.index_select(0, exists)
     return pieces.ray.index_select(0, piece), pieces.first.index_select(0, piece) + m
 
@@ -383,8 +384,8 @@ def _cell_coordinates(
 ) -> tuple[Tensor, Tensor]:
     """Base and slope, two (n_pieces, 3) tensors, of the cell coordinates of each piece.
 
-    A cell coordinate runs from 0 to the resolution across the box of the piece's level.  It is a small difference
-    between the origin of a far camera and the way to the box, hence float64 until it is taken.
+    A cell coordinate runs from 0 to the resolution across the box of the piece's level.  It is a small
+    difference between the origin of a far camera and the way to the box, hence float64 until it is taken.
     """
     resolution = torch.tensor(grid.binaries.shape[1:], dtype=torch.float64, device=origins.device)
     lower, upper = grid.aabbs.double()[pieces.level].split(3, dim=-1)
@@ -404,8 +405,8 @@ def _runs_near_occupied_cells(
 ) -> Tensor:
     """Whether a run may meet an occupied cell, (n_runs,) bool; false only if it certainly does not.
 
-    Blocks of BLOCK^3 cells count as occupied if any of their cells or their 26 neighbours' cells is.  A run that
-    reaches at most one block's side from a point along each axis stays in the neighbourhood of that point's
+    Blocks of BLOCK^3 cells count as occupied if any of their cells, or of their 26 neighbours', is.  A run
+    that reaches at most one block's side from a point along each axis stays in the neighbourhood of that point's
     block.  Clamping the point into the grid brings it no farther from the part of the run inside the grid.
 
     Args:
@@ -443,7 +444,7 @@ def _occupied_in_runs(
     level: Tensor,
     growing: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Look up all RUN rungs of each run; return run and position in it, two int64 tensors, of the occupied ones.
+    """Look up all RUN rungs of each run; return run and position in it, int64, of the occupied ones.
 
     Args:
         grid: The occupancy grid.
@@ -505,8 +506,8 @@ def _drop_invisible(
 def _exclusive_sum_along_rays(values: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
     """Sum, for each packed sample, the values of the samples before it on its own ray.
 
-    The samples are laid out in a (n_rays, longest + 1) table, one place to the right, and summed along rows, so
-    that neither rounding nor an infinite value reaches another ray, and no difference of large sums is taken.
+    The samples are laid out in a (n_rays, longest + 1) table, one place to the right, and summed along rows,
+    so that neither rounding nor an infinite value reaches another ray, and no difference of large sums is taken.
 
     Args:
         values: (n,) any values; gradients flow through.
@@ -531,8 +532,8 @@ def render_weights(
 ) -> Tensor:
     """Volume-rendering weight of each packed sample: ``w = T (1 - exp(-sigma dt))``.
 
-    ``T = exp(-sum of sigma dt)`` over the samples before it on the same ray is the light that reaches the sample;
-    the weights of a ray sum to its opacity, in [0, 1].
+    ``T = exp(-sum of sigma dt)`` over the samples before it on the same ray is the light that reaches the
+    sample; the weights of a ray sum to its opacity, in [0, 1].
 
     Args:
         sigmas: (n,) densities per scene unit, non-negative.

@@ -18,7 +18,7 @@ from igae_nerfstudio.rendering.occupancy_marching import (
 )
 
 STEP = 0.0371
-"""Not commensurate with any cell size below, so that no midpoint is on a face."""
+"""Not commensurate with the cells below, so that no midpoint is on a face."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -26,29 +26,38 @@ STEP = 0.0371
 # ---------------------------------------------------------------------------------------------------------
 
 
-def is_occupied(grid: nerfacc.OccGridEstimator, point: list[float]) -> bool:
-    for level in range(grid.levels):
-        box = grid.aabbs[level].tolist()
-        if all(box[a] <= point[a] <= box[a + 3] for a in range(3)):
-            cell = []
-            for a, cells in enumerate(grid.resolution.tolist()):
-                cell.append(min(int((point[a] - box[a]) / (box[a + 3] - box[a]) * cells), cells - 1))
-            return bool(grid.binaries[level, cell[0], cell[1], cell[2]])
-    return False
+class SlowGrid:
+    """A grid in Python numbers, asked for one point at a time."""
 
+    def __init__(self, grid: nerfacc.OccGridEstimator) -> None:
+        self.boxes = grid.aabbs.tolist()
+        self.resolution = grid.resolution.tolist()
+        self.binaries = grid.binaries.tolist()
+        self.mean_occupancy = float(grid.occs.mean())
+        self.diagonal = math.dist(self.boxes[-1][:3], self.boxes[-1][3:])
 
-def entry_distance(grid: nerfacc.OccGridEstimator, origin: list[float], direction: list[float]) -> float:
-    """Where the line enters the outermost box; infinity if it misses it."""
-    box = grid.aabbs[-1].tolist()
-    enter, leave = -math.inf, math.inf
-    for a in range(3):
-        if direction[a] == 0.0:
-            if not box[a] <= origin[a] <= box[a + 3]:
-                return math.inf
-            continue
-        first, second = sorted((box[b] - origin[a]) / direction[a] for b in (a, a + 3))
-        enter, leave = max(enter, first), min(leave, second)
-    return enter if enter < leave else math.inf
+    def is_occupied(self, point: list[float]) -> bool:
+        for box, cells in zip(self.boxes, self.binaries, strict=True):  # finest level first
+            if all(box[a] <= point[a] <= box[a + 3] for a in range(3)):
+                x, y, z = (
+                    min(int((point[a] - box[a]) / (box[a + 3] - box[a]) * many), many - 1)
+                    for a, many in enumerate(self.resolution)
+                )
+                return cells[x][y][z]
+        return False
+
+    def entry_distance(self, origin: list[float], direction: list[float]) -> float:
+        """Where the line enters the outermost box; infinity if it misses it."""
+        box = self.boxes[-1]
+        enter, leave = -math.inf, math.inf
+        for a in range(3):
+            if direction[a] == 0.0:
+                if not box[a] <= origin[a] <= box[a + 3]:
+                    return math.inf
+                continue
+            first, second = sorted((box[b] - origin[a]) / direction[a] for b in (a, a + 3))
+            enter, leave = max(enter, first), min(leave, second)
+        return enter if enter < leave else math.inf
 
 
 def march_slowly(
@@ -64,13 +73,13 @@ def march_slowly(
     early_stop_eps: float = 1e-4,
 ) -> list[tuple[int, float, float]]:
     """Walk each ray rung by rung; (ray, t_start, t_end) of each sample."""
-    farthest = 1e3  # beyond every box in these tests
+    slow = SlowGrid(grid)
     samples = []
     for ray, (origin, direction) in enumerate(zip(origins.tolist(), directions.tolist(), strict=True)):
-        t, far = nears[ray], min(fars[ray], farthest)
-        entry = entry_distance(grid, origin, direction)
+        entry = slow.entry_distance(origin, direction)
         if entry == math.inf:
             continue
+        t, far = nears[ray], min(fars[ray], entry + slow.diagonal + step)
         first_dt = max(step, cone_angle * t)
         while t + first_dt / 2 < entry:
             t += first_dt
@@ -79,24 +88,25 @@ def march_slowly(
             dt = max(step, cone_angle * t)
             middle = t + dt / 2
             point = [o + middle * d for o, d in zip(origin, direction, strict=True)]
-            if middle < far and is_occupied(grid, point):
+            if middle < far and slow.is_occupied(point):
                 opacity = 0.0 if density is None else 1.0 - math.exp(-density(point) * dt)
-                if density is None or (
-                    transmittance >= early_stop_eps and opacity >= min(alpha_thre, float(grid.occs.mean()))
-                ):
+                hidden = transmittance < early_stop_eps
+                transparent = opacity < min(alpha_thre, slow.mean_occupancy)
+                if density is None or not (hidden or transparent):
                     samples.append((ray, t, t + dt))
                 transmittance *= 1.0 - opacity
             t += dt
-            if middle > entry and all(abs(p) > 100.0 for p in point):
-                break
     return samples
 
 
-def assert_same_samples(marched: MarchedSamples, expected: list[tuple[int, float, float]], atol: float) -> None:
-    rays, starts, ends = (list(column) for column in zip(*expected, strict=True)) if expected else ([], [], [])
+def assert_same_samples(
+    marched: MarchedSamples, expected: list[tuple[int, float, float]], atol: float
+) -> None:
+    rays, starts, ends = ([sample[column] for sample in expected] for column in range(3))
     assert marched.ray_indices.tolist() == rays
-    torch.testing.assert_close(marched.t_starts.double(), torch.tensor(starts).double(), atol=atol, rtol=0.0)
-    torch.testing.assert_close(marched.t_ends.double(), torch.tensor(ends).double(), atol=atol, rtol=0.0)
+    for distances, right in ((marched.t_starts, starts), (marched.t_ends, ends)):
+        right = torch.tensor(right, dtype=torch.float64)
+        torch.testing.assert_close(distances.double(), right, atol=atol, rtol=0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -151,7 +161,7 @@ def march(grid: nerfacc.OccGridEstimator, origins: Tensor, directions: Tensor, *
 def test_march_equals_slow_reference(levels: int, cone_angle: float, stratified: bool, fill: float) -> None:
     """0.004 leaves most steps constant, 0.05 makes most of them grow, some from the first on."""
     grid = make_grid(levels, fill)
-    origins, directions = make_rays(24, levels, torch.float64)
+    origins, directions = make_rays(64, levels, torch.float64)
     marched = march(
         grid,
         origins,
@@ -160,10 +170,10 @@ def test_march_equals_slow_reference(levels: int, cone_angle: float, stratified:
         stratified=stratified,
         generator=torch.Generator().manual_seed(5),
     )
-    offsets = torch.rand(24, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * STEP
+    offsets = torch.rand(64, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * STEP
     nears = [0.05 + (float(offset) if stratified else 0.0) for offset in offsets]
-    expected = march_slowly(grid, origins, directions, nears, [1e3] * 24, STEP, cone_angle)
-    assert len(expected) > 20
+    expected = march_slowly(grid, origins, directions, nears, [1e3] * 64, STEP, cone_angle)
+    assert len(expected) > 10
     assert_same_samples(marched, expected, atol=1e-10)
 
 
@@ -180,10 +190,10 @@ def test_march_in_single_precision(cone_angle: float) -> None:
 @pytest.mark.parametrize("step", [0.004, 0.3])
 def test_march_with_steps_much_smaller_and_larger_than_a_cell(step: float) -> None:
     """Long runs within one block of cells, and runs too long for the coarse grid to judge."""
-    grid = make_grid(2, 0.003, resolution=[20, 33, 16])  # not multiples of the block either
-    origins, directions = make_rays(12, 2, torch.float64)
+    grid = make_grid(2, 0.01, resolution=[20, 33, 16])  # not multiples of the block either
+    origins, directions = make_rays(48, 2, torch.float64)
     marched = march(grid, origins, directions, render_step_size=step)
-    expected = march_slowly(grid, origins, directions, [0.05] * 12, [1e3] * 12, step, 0.0)
+    expected = march_slowly(grid, origins, directions, [0.05] * 48, [1e3] * 48, step, 0.0)
     assert len(expected) > 0
     assert_same_samples(marched, expected, atol=1e-10)
 
@@ -372,9 +382,11 @@ def test_senseless_steps_are_refused(bad: dict[str, float]) -> None:
 def test_march_agrees_with_nerfacc(levels: int, cone_angle: float) -> None:
     """Constant steps: the same samples, but for midpoints within rounding of a face, of which there are few.
 
-    Growing steps: a stretch after empty cells may be shifted by less than a step, so the number of samples of a
-    ray may differ by one for each stretch, while totals and the length in occupied space agree closely.
+    Growing steps: a stretch after empty cells may be shifted by less than a step, so the number of samples
+    of a ray may differ by one for each stretch, while totals and the length in occupied space agree closely.
     """
+    if pytest.importorskip("nerfacc.cuda._backend")._C is None:
+        pytest.skip("nerfacc's kernels are not built here")
     # Blobs of cells, so that a ray meets a handful of stretches.
     noise = torch.rand(levels, 1, 8, 8, 8, generator=torch.Generator().manual_seed(3))
     grid = nerfacc.OccGridEstimator(ROI, 32, levels)
@@ -394,7 +406,6 @@ def test_march_agrees_with_nerfacc(levels: int, cone_angle: float) -> None:
         assert int((our_counts - their_counts).abs().max()) <= 3
         same = our_counts == their_counts
         our_starts, their_starts = ours.t_starts[same[ours.ray_indices]], theirs[1][same[theirs[0]]]
-        torch.testing.assert_close(our_starts.median(), their_starts.median(), atol=1e-3, rtol=0.0)
         assert float(((our_starts - their_starts).abs() > 1e-3).float().mean()) < 0.01
     else:
         our_length = accumulate(ours.t_ends - ours.t_starts, None, ours.ray_indices, 512)
@@ -409,7 +420,7 @@ def test_march_agrees_with_nerfacc(levels: int, cone_angle: float) -> None:
 
 
 def ragged_samples(seed: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Packed float64 samples (sigmas, t_starts, t_ends, ray_indices) of rays with 5, 0, 9, 1 and 0 samples."""
+    """Packed (sigmas, t_starts, t_ends, ray_indices), float64, of rays with 5, 0, 9, 1 and 0 samples."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.tensor([5, 0, 9, 1, 0])
     ray_indices = torch.repeat_interleave(counts)
@@ -439,7 +450,7 @@ def test_weights_have_the_right_gradient() -> None:
 
 
 def test_weights_of_a_ray_do_not_feel_other_rays() -> None:
-    """A thin ray behind dense ones, in the packing: a running sum over all of them would swamp it in float32."""
+    """A thin ray packed behind a dense one: a running sum over both would swamp it in float32."""
     thin = torch.full((50,), 1e-3)
     wall = torch.full((200,), 1e6)
     ray_indices = torch.repeat_interleave(torch.tensor([200, 50]))
