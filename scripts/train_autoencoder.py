@@ -249,8 +249,8 @@ def set_gradients(
 ) -> float:
     """Compute the gradients on a batch in equal parts at the same time; returns the mean squared error.
 
-    Each part runs on a thread of its own, which meets the others once a step. Threads within the convolutions would
-    meet after every layer, and on a machine that does other work too they would mostly wait.
+    Each part runs on a thread of its own, which meets the others once a step. Threads within the convolutions
+    would meet after every layer, and on a machine that does other work too they would mostly wait.
     """
     results = list(pool.map(lambda part: part_gradients(model, weights, part), pictures.chunk(parts)))
     for weight, *gradients in zip(weights, *(gradients for gradients, _ in results), strict=True):

@@ -24,8 +24,8 @@ ladder
     and between near and far.
 
 The ladder has a closed form: it climbs in equal steps until rung ``k_lin``, where ``cone_angle * t``
-overtakes ``render_step_size``, and by the factor ``1 + cone_angle`` from there on.  So the rungs inside a given
-stretch of ``t`` are known without walking to it, and a ray is never walked at all:
+overtakes ``render_step_size``, and by the factor ``1 + cone_angle`` from there on.  So the rungs inside a
+given stretch of ``t`` are known without walking to it, and a ray is never walked at all:
 
 1. cut each ray at the faces of the nested boxes (at most ``2 levels - 1`` segments, one level each) and at
    ``k_lin``; in each *piece* that results, rungs follow one law and cells belong to one level, and the cell
@@ -49,8 +49,8 @@ sample, the midpoint rule, and half-open ranges (a midpoint exactly at near coun
   hold one sample more or less; step lengths at a given ``t`` agree.  With ``cone_angle = 0``, or once a ray
   has only met occupied cells since entering the boxes, there is no difference.
 * Rounding.  nerfacc adds up ``t`` in float32, here it is computed from ``k`` in float64 and rounded once.
-  Over a thousand steps the two part by some 1e-6 relative, at worst 1e-4.  Midpoints that close to the face of a
-  cell can fall on either side.
+  Over a thousand steps the two part by some 1e-6 relative, at worst 1e-4.  Midpoints that close to the face
+  of a cell can fall on either side.
 * nerfacc nudges the ends of each segment inward by 1e-6 scene units before it looks up the first cell; here a
   coordinate that rounds past the box is clamped into the last cell.  A ray that lies exactly in a face plane
   of a box divides 0 by 0 in nerfacc; here boxes are closed in directions the ray does not move in.
@@ -247,8 +247,8 @@ class _Ladder:
     """The distances at which the samples of each ray may start.
 
     Rung ``k`` of a ray is at ``t0 + k step`` up to rung ``k_lin`` and at ``t_lin (1 + cone)^(k - k_lin)``
-    from there on, where ``t_lin`` is the distance of rung ``k_lin``.  Everything is float64 (R,) except the two
-    floats and ``k_lin``, which is int64.
+    from there on, where ``t_lin`` is the distance of rung ``k_lin``.  Everything is float64 (R,) except the
+    two floats and ``k_lin``, which is int64.
     """
 
     t0: Tensor
@@ -259,7 +259,7 @@ class _Ladder:
 
     @classmethod
     def from_entry(cls, near: Tensor, entry: Tensor, step: float, cone: float) -> _Ladder:
-        """Ladder that starts where, in steps of ``dt(near)`` from ``near``, the midpoint is first past ``entry``."""
+        """Ladder from the first of the steps ``dt(near)`` from ``near`` whose midpoint reaches ``entry``."""
         dt = (near * cone).clamp(min=step)
         t0 = near + ((entry - near) / dt - 0.5).ceil().clamp(min=0.0) * dt
         if cone == 0.0:
@@ -339,9 +339,9 @@ def _occupied_rungs(
 
     In a piece with constant steps, midpoint ``m`` is ``middle + m step``; with growing steps it is
     ``middle growth^m = middle + middle (growth^m - 1)``, with ``growth = 1 + cone``.  Cell coordinates,
-    affine in the midpoint, are thus ``base + slope offset(m)`` with an ``offset`` that only depends on the law.
-    The run that begins at ``m`` obeys the same law with ``base + slope offset(m)`` for its base and, as growth
-    multiplies, ``slope growth^m`` for its slope.
+    affine in the midpoint, are thus ``base + slope offset(m)`` with an ``offset`` that only depends on the
+    law.  The run that begins at ``m`` obeys the same law with ``base + slope offset(m)`` for its base and, as
+    growth multiplies, ``slope growth^m`` for its slope.
     """
     dtype, device = origins.dtype, origins.device
     base, slope = _cell_coordinates(grid, origins, directions, ladder, pieces)
@@ -406,8 +406,8 @@ def _runs_near_occupied_cells(
     """Whether a run may meet an occupied cell, (n_runs,) bool; false only if it certainly does not.
 
     Blocks of BLOCK^3 cells count as occupied if any of their cells, or of their 26 neighbours', is.  A run
-    that reaches at most one block's side from a point along each axis stays in the neighbourhood of that point's
-    block.  Clamping the point into the grid brings it no farther from the part of the run inside the grid.
+    that reaches at most one block's side from a point along each axis stays in the neighbourhood of that
+    point's block.  Clamping the point into the grid takes it no farther from the part of the run inside.
 
     Args:
         grid: The occupancy grid.
@@ -507,7 +507,8 @@ def _exclusive_sum_along_rays(values: Tensor, ray_indices: Tensor, n_rays: int) 
     """Sum, for each packed sample, the values of the samples before it on its own ray.
 
     The samples are laid out in a (n_rays, longest + 1) table, one place to the right, and summed along rows,
-    so that neither rounding nor an infinite value reaches another ray, and no difference of large sums is taken.
+    so that neither rounding nor an infinite value reaches another ray, and no difference of large sums is
+    taken.
 
     Args:
         values: (n,) any values; gradients flow through.

@@ -187,10 +187,10 @@ def test_march_in_single_precision(cone_angle: float) -> None:
     assert_same_samples(marched, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("step", [0.004, 0.3])
+@pytest.mark.parametrize("step", [0.004, 0.05, 0.3])
 def test_march_with_steps_much_smaller_and_larger_than_a_cell(step: float) -> None:
     """Long runs within one block of cells, and runs too long for the coarse grid to judge."""
-    grid = make_grid(2, 0.01, resolution=[20, 33, 16])  # not multiples of the block either
+    grid = make_grid(2, 0.003, resolution=[40, 65, 48])  # one is not a multiple of the block
     origins, directions = make_rays(48, 2, torch.float64)
     marched = march(grid, origins, directions, render_step_size=step)
     expected = march_slowly(grid, origins, directions, [0.05] * 48, [1e3] * 48, step, 0.0)
@@ -198,20 +198,21 @@ def test_march_with_steps_much_smaller_and_larger_than_a_cell(step: float) -> No
     assert_same_samples(marched, expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("corner", [0, 7, 8, 15])
-def test_one_occupied_cell_is_found_by_the_ray_through_it(corner: int) -> None:
-    grid = make_grid(2, 0.0)
-    grid.binaries[0, corner, 15 - corner, corner] = True
+@pytest.mark.parametrize("step", [0.01, 0.05])
+@pytest.mark.parametrize("corner", [0, 28, 33, 60])
+def test_a_small_blob_is_found_by_every_ray_through_it(corner: int, step: float) -> None:
+    """All else is empty, so nothing but the blob itself may keep a run from being skipped."""
+    grid = make_grid(2, 0.0, resolution=64)
+    grid.binaries[0, corner : corner + 4, 60 - corner : 64 - corner, corner : corner + 4] = True
     box = grid.aabbs[0].double()
-    cell = torch.tensor([corner, 15 - corner, corner])
-    center = box[:3] + (cell + 0.5) / 16 * (box[3:] - box[:3])
-    origins = center + 30.0 * torch.nn.functional.normalize(torch.randn(50, 3).double(), dim=-1)
-    directions = torch.nn.functional.normalize(center - origins, dim=-1)
-    marched = march(grid, origins, directions, render_step_size=0.01)
+    center = box[:3] + torch.tensor([corner + 2, 62 - corner, corner + 2]) / 64 * (box[3:] - box[:3])
+    generator = torch.Generator().manual_seed(6)
+    away = torch.nn.functional.normalize(torch.randn(50, 3, generator=generator).double(), dim=-1)
+    origins = center + torch.linspace(30.0, 32.0, 50).double()[:, None] * away
+    marched = march(grid, origins, -away, render_step_size=step)
     assert marched.ray_indices.unique().tolist() == list(range(50))
-    middle = (marched.t_starts + marched.t_ends) / 2
-    half_diagonal = float((box[3:] - box[:3]).norm()) / 32
-    assert float((middle - 30.0).abs().max()) <= half_diagonal
+    expected = march_slowly(grid, origins, -away, [0.05] * 50, [1e3] * 50, step, 0.0)
+    assert_same_samples(marched, expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("cone_angle", [0.0, 0.004])

@@ -1,0 +1,159 @@
+"""Encoding, padding, backgrounds, and what happens when an autoencoder cannot be had."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, tiny_autoencoder
+from igae_nerfstudio.autoencoder.autoencoder import (
+    BUNDLED,
+    Autoencoder,
+    AutoencoderConfig,
+    decoder_from_architecture,
+    load_autoencoder,
+    pad_to_multiple,
+)
+from igae_nerfstudio.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Autoencoder:
+    return Autoencoder(tiny_autoencoder())
+
+
+def test_padding_repeats_the_border_and_moves_nothing() -> None:
+    image = torch.arange(30.0).view(1, 1, 5, 6)
+    padded = pad_to_multiple(image, 8)
+    assert padded.shape == (1, 1, 8, 8)
+    for i in range(8):
+        for j in range(8):
+            assert padded[0, 0, i, j] == image[0, 0, min(i, 4), min(j, 5)]
+    assert pad_to_multiple(padded, 8) is padded
+
+
+def test_odd_sizes_go_round_without_stretching(autoencoder: Autoencoder) -> None:
+    image = torch.rand(1, 3, 43, 50)
+    latents = autoencoder.encode(image)
+    assert latents.shape == (1, 6, 6, 7)
+    # By hand: pad, diffusers' own call on [-1, 1], decode, crop.
+    padded = torch.nn.functional.pad(image, (0, 6, 0, 5), mode="replicate")
+    by_hand = autoencoder.module.encode(2 * padded - 1).latents
+    torch.testing.assert_close(latents, by_hand)
+    decoded = autoencoder.decode(latents, size=(43, 50))
+    expected = (autoencoder.module.decode(by_hand).sample + 1) / 2
+    torch.testing.assert_close(decoded, expected.clamp(0, 1)[..., :43, :50])
+
+
+def test_latent_background_is_what_the_encoder_makes_of_it(autoencoder: Autoencoder) -> None:
+    colour = torch.tensor([0.2, 0.7, 1.0])
+    background = autoencoder.encode_colour(colour)
+    flat = colour.view(1, 3, 1, 1).expand(1, 3, 256, 256)
+    middle = autoencoder.encode(flat)[0, :, 16, 16]  # far from every border
+    torch.testing.assert_close(background, middle, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(background, autoencoder.encode_colour(torch.ones(3)), atol=1e-3)
+
+
+def test_kl_uses_the_posterior_mean_and_decodes_with_its_quant_conv(tmp_path) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    stages = 4
+    module = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * stages,
+        up_block_types=("UpDecoderBlock2D",) * stages,
+        block_out_channels=(8,) * stages,
+        latent_channels=5,
+        norm_num_groups=4,
+    ).eval()
+    module.save_pretrained(tmp_path / "pipeline" / "vae")
+    kl = load_autoencoder(AutoencoderConfig(str(tmp_path / "pipeline")))  # finds the folder `vae` itself
+    assert (kl.latent_channels, kl.downscale) == (5, 8)
+    image = torch.rand(1, 3, 32, 32)
+    posterior = module.encode(2 * image - 1).latent_dist
+    torch.testing.assert_close(kl.encode(image), posterior.mean)
+    torch.testing.assert_close(kl.encode(image), kl.encode(image))
+    torch.testing.assert_close(kl.make_decoder()(posterior.mean), (module.decode(posterior.mean).sample + 1) / 2)
+
+
+def test_decoder_can_be_rebuilt_from_its_architecture_alone(autoencoder: Autoencoder) -> None:
+    original = autoencoder.make_decoder()
+    rebuilt = decoder_from_architecture(autoencoder.architecture)
+    rebuilt.load_state_dict(original.state_dict())
+    latents = torch.randn(2, 6, 4, 4)
+    torch.testing.assert_close(rebuilt(latents), original(latents))
+
+
+def test_fine_tuning_leaves_the_original_alone(autoencoder: Autoencoder) -> None:
+    latents = torch.randn(1, 6, 4, 4)
+    before = autoencoder.decode(latents)
+    decoder = autoencoder.make_decoder()
+    assert all(p.requires_grad for p in decoder.parameters())
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(1.0)
+    torch.testing.assert_close(autoencoder.decode(latents), before)
+    assert not any(p.requires_grad for p in autoencoder.module.parameters())
+
+
+def test_encoder_hash_depends_on_encoder_weights_only() -> None:
+    one, same, other = Autoencoder(tiny_autoencoder()), Autoencoder(tiny_autoencoder()), Autoencoder(tiny_autoencoder())
+    with torch.no_grad():
+        next(same.module.decoder.parameters()).add_(1)
+        next(other.module.encoder.parameters()).add_(1e-3)
+    assert one.encoder_hash == same.encoder_hash != other.encoder_hash
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("./no/such/folder", "does not exist"),
+        ("nobody/no-such-autoencoder", "could not be fetched"),
+    ],
+)
+def test_missing_autoencoders_say_how_to_pass_a_local_one(name: str, says: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_autoencoder(AutoencoderConfig(name))
+    assert says in str(error.value) and "--pipeline.autoencoder.name-or-path" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_broken_folders_are_named(tmp_path, autoencoder_dir) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    with pytest.raises(InputError, match="UNet2DModel"):
+        load_autoencoder(AutoencoderConfig(str(tmp_path)))
+    (tmp_path / "config.json").write_bytes((autoencoder_dir / "config.json").read_bytes())
+    with pytest.raises(InputError, match="weights"):
+        load_autoencoder(AutoencoderConfig(str(tmp_path)))
+    weights = (autoencoder_dir / "diffusion_pytorch_model.safetensors").read_bytes()
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match="weights"):
+        load_autoencoder(AutoencoderConfig(str(tmp_path)))
+
+
+def test_bundled_autoencoder_is_small_and_keeps_flat_backgrounds() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 10 * 2**20
+    bundled = load_autoencoder(AutoencoderConfig())
+    assert (bundled.latent_channels, bundled.downscale) == (16, 8)
+    for value in (0.0, 1.0):
+        flat = torch.full((1, 3, 128, 128), value)
+        assert float((bundled.decode(bundled.encode(flat)) - flat).abs().mean()) < 4 / 255
+
+
+@pytest.mark.skipif(not (SHARED / "images").is_dir(), reason="the validation photos are not part of the repository")
+def test_bundled_autoencoder_reaches_25_db_on_photos_it_never_saw() -> None:
+    from PIL import Image
+
+    bundled = load_autoencoder(AutoencoderConfig())
+    psnrs = []
+    for path in sorted((SHARED / "images" / "real256").glob("*.jpg"))[::20]:
+        photo = Image.open(path).convert("RGB")
+        side = min(photo.size)
+        left, top = (photo.width - side) // 2, (photo.height - side) // 2
+        photo = photo.crop((left, top, left + side, top + side)).resize((128, 128), Image.Resampling.LANCZOS)
+        image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255
+        psnrs.append(float(-10 * torch.log10((bundled.decode(bundled.encode(image)) - image).square().mean())))
+    assert len(psnrs) == 50
+    assert sum(psnrs) / 50 >= 25

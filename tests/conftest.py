@@ -1,0 +1,160 @@
+"""A random autoencoder and a tiny scene: small enough that every method takes its steps in seconds on a CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub
+ROOT = Path(__file__).resolve().parents[1]
+DEMO_SCENE = ROOT / "demo" / "lighthouse"
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    """Small tensors on few cores: threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's latent cache is neither read nor written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+
+
+def tiny_autoencoder(latent_channels: int = 6, seed: int = 0) -> torch.nn.Module:
+    """An untrained `AutoencoderTiny` with downscale 8."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    return AutoencoderTiny(
+        latent_channels=latent_channels,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def autoencoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with 6 latent channels."""
+    folder = tmp_path_factory.mktemp("autoencoder") / "tiny"
+    tiny_autoencoder().save_pretrained(folder)
+    return folder
+
+
+def look_at_origin(azimuth: float, elevation: float, radius: float = 2.1) -> np.ndarray:
+    """Camera-to-world (4, 4), OpenGL axes, z up."""
+    back = np.array(
+        [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
+    )
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3] = np.stack([right, np.cross(back, right), back, radius * back], axis=-1)
+    return pose
+
+
+def write_blender_scene(folder: Path, size: tuple[int, int] = (48, 48), counts=(6, 2, 2)) -> Path:
+    """A coloured ball before a transparent background, `size` = (height, width)."""
+    height, width = size
+    angle = 0.69
+    for split, count in zip(("train", "val", "test"), counts):
+        frames = []
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            pose = look_at_origin(azimuth=2 * math.pi * i / max(count, 1) + 0.3 * len(split), elevation=0.4)
+            rows, columns = np.mgrid[0:height, 0:width] + 0.5
+            inside = (rows - height / 2) ** 2 + (columns - width / 2) ** 2 < (min(size) / 4) ** 2
+            image = np.zeros((height, width, 4), np.uint8)
+            image[inside] = (200, 40 + 20 * (i % 6), 60, 255)
+            Image.fromarray(image).save(folder / split / f"r_{i:03d}.png")
+            frames.append({"file_path": f"./{split}/r_{i:03d}", "transform_matrix": pose.tolist()})
+        meta = {"camera_angle_x": angle, "frames": frames}
+        (folder / f"transforms_{split}.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture
+def blender_scene(tmp_path: Path) -> Path:
+    """A Blender-format scene of 6 + 2 + 2 RGBA images, 48 x 48."""
+    return write_blender_scene(tmp_path / "scene")
+
+
+def write_nerfstudio_scene(folder: Path, images: list[np.ndarray], **lens: float) -> Path:
+    """A `transforms.json` scene; `lens` adds intrinsics such as `k1`."""
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / "images" / f"{i:04d}.png")
+        pose = look_at_origin(azimuth=0.5 * i, elevation=0.3).tolist()
+        frames.append({"file_path": f"images/{i:04d}.png", "transform_matrix": pose})
+    height, width = images[0].shape[:2]
+    meta = {"fl_x": 60.0, "fl_y": 60.0, "cx": width / 2, "cy": height / 2, "w": width, "h": height, **lens}
+    (folder / "transforms.json").write_text(json.dumps({**meta, "frames": frames}))
+    return folder
+
+
+SMALL = {
+    "vanilla_nerf": {"num_coarse_samples": 8, "num_importance_samples": 8},
+    "instant_ngp": {
+        "grid_resolution": 16,
+        "grid_levels": 1,
+        "render_step_size": 0.1,
+        "max_res": 64,
+        "log2_hashmap_size": 10,
+    },
+    "tensorf": {"num_uniform_samples": 16, "num_samples": 8, "init_resolution": 16, "final_resolution": 24},
+    "kplanes": {
+        "grid_base_resolution": (8, 8, 8),
+        "multiscale_factors": (1, 2),
+        "grid_feature_dim": 4,
+        "proposal_resolutions": (8,),
+        "num_proposal_samples_per_ray": (16,),
+        "num_nerf_samples_per_ray": 8,
+    },
+    "nerfacto": {
+        "num_levels": 4,
+        "max_res": 64,
+        "log2_hashmap_size": 10,
+        "num_nerf_samples_per_ray": 8,
+        "num_proposal_samples_per_ray": (16, 8),
+    },
+}
+"""Settings that make each method small."""
+
+LATENT_METHODS = tuple(SMALL)
+
+
+def latent_config(method: str, scene: Path, autoencoder: Path, output_dir: Path, **pipeline):
+    """A trainer config of `igae-METHOD` on a Blender scene, small and for the CPU."""
+    from copy import deepcopy
+
+    from igae_nerfstudio import method_configs
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+    config = deepcopy(getattr(method_configs, f"igae_{method}").config)
+    config.machine.device_type = "cpu"
+    config.vis = "tensorboard"
+    config.output_dir = output_dir
+    config.experiment_name = "test"
+    config.timestamp = "now"
+    config.pipeline.autoencoder.name_or_path = str(autoencoder)
+    config.pipeline.datamanager.dataparser = BlenderDataParserConfig(data=scene)
+    config.pipeline.datamanager.images_per_batch = 2
+    for name, value in SMALL[method].items():
+        assert hasattr(config.pipeline.model, name), name
+        setattr(config.pipeline.model, name, value)
+    for name, value in pipeline.items():
+        assert hasattr(config.pipeline, name), name
+        setattr(config.pipeline, name, value)
+    return config
