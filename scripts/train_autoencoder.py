@@ -76,7 +76,7 @@ SYNTHETIC_SHARE = 0.08
 LATENT_LIMIT = 2.5
 LIMIT_WEIGHT = 1e-2
 # Keeps each channel near mean 0 and standard deviation 1, about which the pixel error does not care.
-MOMENT_WEIGHT = 1e-3
+MOMENT_WEIGHT = 1e-2
 # Neighbouring latents that differ less are easier for a radiance field to fit. Here about 1% of the loss.
 VARIATION_WEIGHT = 1e-4
 

@@ -1,0 +1,186 @@
+"""Losses and gradients of the two phases, metrics, cameras of any size, and checkpoints of other latent spaces."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import latent_config, tiny_autoencoder
+from igae_nerfstudio.engine.phases import Phase
+from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
+from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline
+
+
+@pytest.fixture
+def pipeline(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> LatentPipeline:
+    torch.manual_seed(0)
+    return latent_config("vanilla_nerf", blender_scene, autoencoder_dir, tmp_path).pipeline.setup(device="cpu")
+
+
+def gradient_names(pipeline: LatentPipeline, phase: Phase) -> set[str]:
+    """Parts of the model that get a gradient in a step of a phase."""
+    pipeline.phase = phase
+    pipeline.zero_grad()
+    _, losses, _ = pipeline.get_train_loss_dict(0)
+    sum(losses.values()).backward()
+    named = pipeline.model.named_parameters()
+    found = {name for name, p in named if p.grad is not None and bool((p.grad != 0).any())}
+    return {".".join(name.split(".")[:2]) if name.startswith("scene") else name.split(".")[0] for name in found}
+
+
+def test_each_phase_reaches_exactly_its_parameters(pipeline: LatentPipeline) -> None:
+    scene = {"scene.field_coarse", "scene.field_fine"}
+    assert gradient_names(pipeline, Phase.LATENT_SUPERVISION) == scene
+    assert gradient_names(pipeline, Phase.RGB_ALIGNMENT) == {*scene, "decoder"}
+    pipeline.config.regularize_alignment = False  # equation 3 as written: nothing reaches the coarse network
+    assert gradient_names(pipeline, Phase.RGB_ALIGNMENT) == {"scene.field_fine", "decoder"}
+    assert all(p.grad is None for p in pipeline.autoencoder.module.parameters())
+
+
+def test_losses_are_the_papers(pipeline: LatentPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both losses by hand, from the rendered latents that the pipeline returns."""
+    rays, batch = pipeline.datamanager.next_train(3)
+    monkeypatch.setattr(pipeline.datamanager, "next_train", lambda step: (rays, batch))
+    photos = batch["image"]
+    encoded = pipeline.autoencoder.encode(photos.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(encoded, batch["latent"])
+
+    outputs, losses, _ = pipeline.get_train_loss_dict(3)
+    target = pipeline.model.normalizer.normalize(encoded).view(-1, 6)
+    for part in ("coarse", "fine"):
+        by_hand = (outputs[f"latent_{part}"] - target).square().mean()
+        torch.testing.assert_close(losses[f"latent_loss_{part}"], by_hand)
+    assert len(losses) == 2
+
+    pipeline.phase = Phase.RGB_ALIGNMENT
+    outputs, losses, _ = pipeline.get_train_loss_dict(3)
+    latents = pipeline.model.normalizer.denormalize(outputs["latent_fine"]).view(2, 6, 6, 6)
+    decoded = (pipeline.autoencoder.module.decode(latents.permute(0, 3, 1, 2)).sample + 1) / 2
+    by_hand = (decoded.permute(0, 2, 3, 1) - photos).square().mean()
+    torch.testing.assert_close(losses["rgb_alignment_loss"], by_hand)
+    assert set(losses) == {"rgb_alignment_loss", "latent_loss_coarse"}
+
+
+def test_every_image_is_visited_once_an_epoch_whatever_the_first_step(pipeline: LatentPipeline) -> None:
+    visits = [i for step in range(3) for i in pipeline.datamanager.next_train(step)[1]["image_idx"].tolist()]
+    assert sorted(visits) == list(range(6))
+    assert pipeline.datamanager.next_train(7)[1]["image_idx"].tolist() == pipeline.datamanager._visit(6, 7)
+
+
+def test_a_camera_of_twice_the_size_gives_the_same_picture_enlarged(pipeline: LatentPipeline) -> None:
+    model = pipeline.model.eval()
+    camera = pipeline.datamanager.eval_dataset.cameras[0:1]
+    twice = deepcopy(camera)
+    twice.rescale_output_resolution(2)
+    small, large = model.get_outputs_for_camera(camera), model.get_outputs_for_camera(twice)
+    assert large["rgb"].shape == (96, 96, 3)
+    torch.testing.assert_close(model.render(twice).latent, model.render(camera).latent, atol=1e-4, rtol=1e-4)
+    enlarged = torch.nn.functional.interpolate(
+        small["rgb"].permute(2, 0, 1)[None], scale_factor=2, mode="bicubic", align_corners=False
+    )[0].permute(1, 2, 0)
+    assert float((large["rgb"] - enlarged.clamp(0, 1)).abs().max()) < 0.02
+    assert torch.equal(large["latent"][::2, ::2], small["latent"])
+
+
+@pytest.mark.parametrize(("width", "height", "zoom"), [(45, 70, 1.0), (37, 23, 0.31), (200, 150, 2.7)])
+def test_pictures_of_any_size(pipeline: LatentPipeline, width: int, height: int, zoom: float) -> None:
+    camera = deepcopy(pipeline.datamanager.eval_dataset.cameras[0:1])
+    camera.fx, camera.fy = camera.fx * zoom, camera.fy * zoom
+    camera.width, camera.height = torch.full_like(camera.width, width), torch.full_like(camera.height, height)
+    outputs = pipeline.model.eval().get_outputs_for_camera(camera)
+    for name, channels in (("rgb", 3), ("depth", 1), ("accumulation", 1), ("latent", 3)):
+        assert outputs[name].shape == (height, width, channels)
+        assert bool(outputs[name].isfinite().all())
+
+
+def test_rays_of_a_picture_are_rendered_as_its_camera(pipeline: LatentPipeline) -> None:
+    """What `ns-export tsdf` and `ns-export pointcloud` do."""
+    model = pipeline.model.eval()
+    camera = pipeline.datamanager.eval_dataset.cameras[0:1]
+    by_camera = model.get_outputs_for_camera(camera)
+    by_rays = model(camera.generate_rays(camera_indices=0, keep_shape=True))
+    assert float((by_camera["rgb"] - by_rays["rgb"]).abs().max()) < 2e-3
+    single = camera.generate_rays(camera_indices=0, keep_shape=True).flatten()[:5]
+    assert set(model(single)) == {"depth", "accumulation"}
+    with pytest.raises(InputError, match="texture-method tsdf"):
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        rays.origins = torch.rand_like(rays.origins)
+        model.get_outputs_for_camera_ray_bundle(rays)
+
+
+def test_evaluation_reports_render_latents_and_ceiling(pipeline: LatentPipeline) -> None:
+    pipeline.image_metrics._lpips_missing = True  # its weights are not part of the repository
+    result = pipeline.get_average_eval_image_metrics(get_std=True)
+    names = {"psnr", "ssim", "latent_psnr", "autoencoder_psnr", "autoencoder_ssim"}
+    assert names <= set(result) and {f"{name}_std" for name in names} <= set(result)
+    assert "latent_ssim" not in result  # latent images of 6 x 6 pixels have no 11 x 11 window
+    assert set(result["per_image"]) == {"r_000.png", "r_001.png"}
+    for name in names:
+        mean = sum(metrics[name] for metrics in result["per_image"].values()) / 2
+        assert result[name] == pytest.approx(mean)
+    camera, batch = next(iter(pipeline.datamanager.fixed_indices_eval_dataloader))
+    photo = batch["image"]
+    latents = pipeline.autoencoder.encode(photo.permute(2, 0, 1)[None])
+    error = (pipeline.autoencoder.decode(latents, (48, 48))[0].permute(1, 2, 0) - photo).square().mean()
+    first = result["per_image"]["r_000.png"]
+    assert first["autoencoder_psnr"] == pytest.approx(float(-10 * torch.log10(error)), rel=1e-5)
+    assert all(isinstance(v, float) for v in pipeline.get_average_eval_image_metrics(step=5).values())
+
+
+def test_metrics_against_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = ImageMetrics()
+    metrics._lpips_missing = True
+    image = torch.rand(32, 32, 3) / 2
+    result = metrics(image + 0.1, image)
+    assert result["psnr"] == pytest.approx(20, abs=1e-3) and result["ssim"] < 1
+    assert metrics(image, image, prefix="x_")["x_ssim"] == pytest.approx(1)
+
+
+def test_missing_lpips_weights_cost_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import torchmetrics.image.lpip as module
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(module, "LearnedPerceptualImagePatchSimilarity", offline)
+    metrics, image = ImageMetrics(), torch.rand(32, 32, 3)
+    assert "lpips" not in metrics(image, image) and "lpips" not in metrics(image, image)
+    assert capsys.readouterr().out.count("LPIPS is left out") == 1
+
+
+def test_a_checkpoint_of_another_latent_space_is_refused(
+    pipeline: LatentPipeline, blender_scene: Path, tmp_path: Path
+) -> None:
+    state = pipeline.state_dict()
+    tiny_autoencoder(latent_channels=4).save_pretrained(tmp_path / "four")
+    config = latent_config("vanilla_nerf", blender_scene, tmp_path / "four", tmp_path)
+    other = config.pipeline.setup(device="cpu")
+    with pytest.raises(InputError) as error:
+        other.load_pipeline(state, 0)
+    assert "latent channels 6" in str(error.value) and " 4;" in str(error.value)
+    with pytest.raises(InputError, match="not one of a latent NeRF"):
+        other.load_pipeline({"_model.field.weight": torch.zeros(1)}, 0)
+
+
+def test_the_checkpoint_holds_neither_lpips_nor_the_original_autoencoder(pipeline: LatentPipeline) -> None:
+    names = set(pipeline.state_dict())
+    assert any(name.startswith("_model.decoder.") for name in names)
+    assert not any("lpips" in name or "encoder.layers" in name.replace("decoder", "") for name in names)
+
+
+def test_finished_runs_work_without_the_original_autoencoder(
+    pipeline: LatentPipeline, blender_scene: Path, tmp_path: Path
+) -> None:
+    config = deepcopy(pipeline.config)
+    config.autoencoder.name_or_path = str(tmp_path / "moved away")
+    again = config.setup(device="cpu", test_mode="test")
+    again.load_pipeline(pipeline.state_dict(), 0)
+    camera = pipeline.datamanager.eval_dataset.cameras[0:1]
+    torch.testing.assert_close(again.eval().model.render(camera).rgb, pipeline.eval().model.render(camera).rgb)
+    again.image_metrics._lpips_missing = True
+    assert set(again.get_average_eval_image_metrics(step=1)) == {"psnr", "ssim"}
+    with pytest.raises(InputError, match="does not exist"):
+        config.setup(device="cpu", test_mode="val")  # training needs the encoder
