@@ -165,8 +165,7 @@ def load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     Raises:
         InputError: it cannot be found or fetched, or it is of a class that cannot be used.
     """
-    import diffusers
-
+    diffusers = _quiet_diffusers()
     source = BUNDLED if config.name_or_path == "bundled" else Path(config.name_or_path).expanduser()
     local = source.exists() or config.name_or_path.startswith((".", "/", "~"))
     name = str(source) if local else config.name_or_path
@@ -205,10 +204,17 @@ def load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
 
 def decoder_from_architecture(architecture: str) -> Decoder:
     """An untrained decoder of a saved architecture, whose weights a checkpoint then fills."""
-    import diffusers
-
+    diffusers = _quiet_diffusers()
     config = json.loads(architecture)
     return Decoder(getattr(diffusers, config["_class_name"]).from_config(config))
+
+
+def _quiet_diffusers() -> Any:
+    """diffusers, imported when first needed; it warns about keys that its own `save_pretrained` writes."""
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    return diffusers
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,170 @@
+"""The stock commands, as processes of their own, on a run of a few steps: train, kill, resume, evaluate, render."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_blender_scene
+from PIL import Image
+
+TRAIN = """
+--vis tensorboard --machine.device-type cpu
+--pipeline.latent-supervision-lr-factor 1 --pipeline.rgb-alignment-lr-factor 1
+--pipeline.datamanager.images-per-batch 2
+--pipeline.model.num-uniform-samples 16 --pipeline.model.num-samples 8
+--pipeline.model.init-resolution 16 --pipeline.model.final-resolution 24
+--steps-per-eval-batch 5 --steps-per-eval-image 5
+"""
+
+
+def command(*words: str | Path, cwd: Path, timeout: int = 600, check: bool = True) -> subprocess.CompletedProcess:
+    """A console script of this environment, offline."""
+    script = Path(sys.executable).parent / str(words[0])
+    result = subprocess.run(
+        [str(script), *map(str, words[1:])], cwd=cwd, env=offline(cwd), capture_output=True, text=True, timeout=timeout
+    )
+    if check:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def offline(home: Path) -> dict[str, str]:
+    quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
+    return {**os.environ, **quiet, "XDG_CACHE_HOME": str(home / "cache")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of 6 + 6 steps whose autoencoder has been moved away since."""
+    from conftest import tiny_autoencoder
+
+    folder = tmp_path_factory.mktemp("commands")
+    scene = write_blender_scene(folder / "scene")
+    tiny_autoencoder().save_pretrained(folder / "autoencoder")
+    train(folder, scene, "whole")
+    (folder / "autoencoder").rename(folder / "moved")
+    base = folder / "outputs" / "whole" / "igae-tensorf" / "run"
+    return {"folder": folder, "scene": scene, "base": base, "config": base / "config.yml"}
+
+
+def train_words(folder: Path, scene: Path, name: str, *more: str | Path) -> list[str | Path]:
+    autoencoder = folder / ("autoencoder" if (folder / "autoencoder").exists() else "moved")
+    phases = ["--pipeline.latent-supervision-steps", "6", "--pipeline.rgb-alignment-steps", "6"]
+    where = ["--output-dir", folder / "outputs", "--experiment-name", name, "--timestamp", "run"]
+    space = ["--pipeline.autoencoder.name-or-path", autoencoder]
+    return ["ns-train", "igae-tensorf", "--data", scene, *TRAIN.split(), *where, *space, *phases, *more]
+
+
+def train(folder: Path, scene: Path, name: str, *more: str | Path) -> str:
+    result = command(*train_words(folder, scene, name, *more), "blender-data", cwd=folder)
+    return result.stdout + result.stderr
+
+
+def test_training_leaves_a_checkpoint_that_is_safe_to_load(run: dict[str, Path]) -> None:
+    (checkpoint,) = (run["base"] / "nerfstudio_models").iterdir()
+    assert checkpoint.name == "step-000000011.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["step"] == 11
+
+
+def test_ns_eval_without_the_original_autoencoder(run: dict[str, Path]) -> None:
+    out = run["folder"] / "eval.json"
+    result = command("ns-eval", "--load-config", run["config"], "--output-path", out, cwd=run["folder"])
+    results = json.loads(out.read_text())["results"]
+    assert {"psnr", "ssim"} <= set(results) and "latent_psnr" not in results
+    assert set(results["per_image"]) == {"r_000.png", "r_001.png"}
+    assert result.stdout.count("is out of reach") == 1
+
+
+@pytest.mark.parametrize("split", ["test"])
+def test_ns_render_dataset(run: dict[str, Path], split: str) -> None:
+    out = run["folder"] / "dataset"
+    command(
+        "ns-render", "dataset", "--load-config", run["config"], "--output-path", out, "--image-format", "png",
+        cwd=run["folder"],
+    )
+    kinds = {path.name for path in (out / split).iterdir()}
+    assert kinds == {"rgb", "gt-rgb", "depth", "accumulation", "latent"}
+    for kind in kinds:
+        images = sorted((out / split / kind).glob("*.png"))
+        assert len(images) == 2 and Image.open(images[0]).size == (48, 48), kind
+    truth = np.asarray(Image.open(out / split / "gt-rgb" / "r_000.png"))
+    assert (truth[0, 0] == 255).all()  # composited on white, as in training
+
+
+@pytest.mark.parametrize("trajectory", ["interpolate", "spiral", "camera-path"])
+def test_ns_render_trajectories(run: dict[str, Path], trajectory: str) -> None:
+    folder, out = run["folder"], run["folder"] / trajectory
+    more: list[str | Path] = []
+    if trajectory == "camera-path":
+        pose = json.loads((run["scene"] / "transforms_test.json").read_text())["frames"][0]["transform_matrix"]
+        camera = {"camera_to_world": np.array(pose).flatten().tolist(), "fov": 40.0, "aspect": 1.5}
+        path = {"render_height": 40, "render_width": 60, "seconds": 1, "camera_path": [camera, camera]}
+        (folder / "path.json").write_text(json.dumps(path))
+        more = ["--camera-path-filename", folder / "path.json"]
+    elif trajectory == "spiral":
+        more = ["--seconds", "0.1"]
+    else:
+        more = ["--interpolation-steps", "2", "--pose-source", "eval", "--rendered-output-names", "rgb", "latent"]
+    env = offline(folder)
+    link = Path(sys.executable).parent / "ffmpeg"
+    if not link.exists():
+        imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+        link.symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    env["PATH"] = f"{link.parent}{os.pathsep}{env['PATH']}"
+    script = Path(sys.executable).parent / "ns-render"
+    words = [script, trajectory, "--load-config", run["config"], "--output-path", out, "--output-format", "images"]
+    result = subprocess.run([str(w) for w in [*words, *more]], cwd=folder, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    frames = sorted(out.glob("*.jpg"))
+    assert len(frames) >= 2
+    assert Image.open(frames[0]).size == {"interpolate": (96, 48), "spiral": (48, 48), "camera-path": (60, 40)}[trajectory]
+
+
+def test_a_second_run_encodes_nothing_and_kill_and_resume_goes_on(run: dict[str, Path]) -> None:
+    """`kill -9` once a checkpoint is there, whatever is being written; then `--load-dir` ends at the same step."""
+    folder = run["folder"]
+    words = train_words(folder, run["scene"], "killed", "--steps-per-save", "1")
+    words[words.index("--pipeline.rgb-alignment-steps") + 1] = "2000"
+    script = [str(Path(sys.executable).parent / "ns-train"), *map(str, words[1:]), "blender-data"]
+    log = folder / "killed.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(script, cwd=folder, env=offline(folder), stdout=file, stderr=subprocess.STDOUT)
+    models = folder / "outputs" / "killed" / "igae-tensorf" / "run" / "nerfstudio_models"
+    deadline = time.time() + 300
+    while time.time() < deadline and process.poll() is None:
+        if models.is_dir() and any(int(p.stem[5:]) >= 8 for p in models.glob("step-*.ckpt")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "6 latent images from the cache, 0 encoded" in log.read_text()
+    saved = sorted(int(p.stem[5:]) for p in models.iterdir())  # every name in the folder is a checkpoint
+    assert saved and 8 <= saved[-1] < 2000
+    for step in saved:
+        torch.load(models / f"step-{step:09d}.ckpt", weights_only=True)
+
+    total = saved[-1] + 4
+    words = train_words(folder, run["scene"], "resumed", "--load-dir", models)
+    words[words.index("--pipeline.rgb-alignment-steps") + 1] = str(total - 6)
+    result = command(*words, "blender-data", cwd=folder)
+    assert f"Resuming after step {saved[-1]}" in result.stdout
+    resumed = folder / "outputs" / "resumed" / "igae-tensorf" / "run" / "nerfstudio_models"
+    assert [p.name for p in resumed.iterdir()] == [f"step-{total - 1:09d}.ckpt"]
+
+
+def test_bad_input_ends_in_one_line(run: dict[str, Path]) -> None:
+    words = train_words(run["folder"], run["scene"], "bad")
+    words[words.index("--pipeline.rgb-alignment-steps") + 1] = "0"
+    result = command(*words, "blender-data", cwd=run["folder"], check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("igae-nerfstudio: --pipeline.rgb-alignment-steps is 0")
