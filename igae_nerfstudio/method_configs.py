@@ -70,7 +70,10 @@ def latent_method(
                 rgb_alignment_lr_factor=rgb_alignment_lr_factor,
             ),
             # Table 11: Adam at 1e-4; its decay of 0.9996 per step is `--pipeline.decoder-lr-decay`.
-            optimizers={**optimizers, "decoder": {"optimizer": AdamOptimizerConfig(lr=1e-4), "scheduler": None}},
+            optimizers={
+                **optimizers,
+                "decoder": {"optimizer": AdamOptimizerConfig(lr=1e-4), "scheduler": None},
+            },
             viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
             vis="viewer",
         ),
@@ -150,7 +153,9 @@ igae_kplanes_rgb = MethodSpecification(
         mixed_precision=True,
         pipeline=VanillaPipelineConfig(
             datamanager=VanillaDataManagerConfig(
-                dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=4096, eval_num_rays_per_batch=4096
+                dataparser=NerfstudioDataParserConfig(),
+                train_num_rays_per_batch=4096,
+                eval_num_rays_per_batch=4096,
             ),
             model=KPlanesModelConfig(),
         ),

@@ -98,7 +98,8 @@ def make_camera_path(path: Path, frames: int, size: int) -> None:
         cameras.append({"camera_to_world": pose.flatten().tolist(), "fov": fov, "aspect": 1.0})
     path.write_text(
         json.dumps(
-            {"render_height": size, "render_width": size, "seconds": frames / 12, "camera_path": cameras}, indent=1
+            {"render_height": size, "render_width": size, "seconds": frames / 12, "camera_path": cameras},
+            indent=1,
         )
     )
 
@@ -143,13 +144,31 @@ def main() -> None:
     trained = time.time()
     config = output / "lighthouse" / arguments.method / "run" / "config.yml"
     run("Evaluating", "ns-eval", "--load-config", config, "--output-path", output / "metrics.json")
-    run("Rendering the test views", "ns-render", "dataset", "--load-config", config, "--output-path", output / "renders",
-        "--image-format", "png")
+    run(
+        "Rendering the test views",
+        "ns-render",
+        "dataset",
+        "--load-config",
+        config,
+        "--output-path",
+        output / "renders",
+        "--image-format",
+        "png",
+    )
     camera_path = output / "camera_path.json"
     make_camera_path(camera_path, arguments.frames, size=128)
     video = output / "lighthouse.mp4"
-    run("Rendering the video", "ns-render", "camera-path", "--load-config", config, "--camera-path-filename",
-        camera_path, "--output-path", video)
+    run(
+        "Rendering the video",
+        "ns-render",
+        "camera-path",
+        "--load-config",
+        config,
+        "--camera-path-filename",
+        camera_path,
+        "--output-path",
+        video,
+    )
     sheet = output / "lighthouse.png"
     contact_sheet(output / "renders", sheet, views=[0, 4, 8])
 

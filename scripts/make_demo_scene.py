@@ -107,9 +107,7 @@ def sphere(p: Tensor, center: tuple[float, float, float], radius: float) -> Tens
     return _length(p[0] - center[0], p[1] - center[1], p[2] - center[2]) - radius
 
 
-def box(
-    p: Tensor, center: tuple[float, float, float], half: tuple[float, float, float], angle: float = 0.0
-) -> Tensor:
+def box(p: Tensor, center: tuple[float, float, float], half: tuple[float, float, float], angle: float = 0.0) -> Tensor:
     """Distance to a box that is turned by ``angle`` around the vertical."""
     q = to_local(p, center, angle)
     d = [q[i].abs() - half[i] for i in range(3)]
@@ -117,9 +115,7 @@ def box(
     return outside + torch.maximum(torch.maximum(d[0], d[1]), d[2]).clamp(max=0.0)
 
 
-def frustum(
-    p: Tensor, xy: tuple[float, float], bottom: float, top: float, r_bottom: float, r_top: float
-) -> Tensor:
+def frustum(p: Tensor, xy: tuple[float, float], bottom: float, top: float, r_bottom: float, r_top: float) -> Tensor:
     """Distance to an upright cone frustum (cylinder, cone); exact."""
     half = 0.5 * (top - bottom)
     radial = _length(p[0] - xy[0], p[1] - xy[1])
@@ -135,9 +131,7 @@ def frustum(
     return torch.where(inside, -squared.sqrt(), squared.sqrt())
 
 
-def polyhedron(
-    p: Tensor, center: tuple[float, float, float], normals: np.ndarray, offsets: np.ndarray
-) -> Tensor:
+def polyhedron(p: Tensor, center: tuple[float, float, float], normals: np.ndarray, offsets: np.ndarray) -> Tensor:
     """Lower bound of the distance to a convex polyhedron given by its planes."""
     n = torch.as_tensor(normals, dtype=p.dtype)
     shift = torch.as_tensor(offsets + normals @ np.asarray(center), dtype=p.dtype)
@@ -153,9 +147,7 @@ def to_local(p: Tensor, center: tuple[float, float, float], angle: float) -> Ten
     return torch.stack((x, y, z))
 
 
-def _rock_planes(
-    radius: float, height: float, tilts: tuple[float, ...], turn: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _rock_planes(radius: float, height: float, tilts: tuple[float, ...], turn: float) -> tuple[np.ndarray, np.ndarray]:
     """Planes of a rock: one leaning side for each tilt (degrees) and a flat top; its bottom is open."""
     normals, offsets = [], []
     for i, tilt in enumerate(tilts):

@@ -568,9 +568,7 @@ def parse_arguments() -> argparse.Namespace:
         help="what the model card calls the photographs (default: %(default)s)",
     )
     parser.add_argument("--minutes", type=float, default=55.0, help="time to train (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the work folder")
     arguments = parser.parse_args()

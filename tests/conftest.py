@@ -55,7 +55,11 @@ def autoencoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def look_at_origin(azimuth: float, elevation: float, radius: float = 2.1) -> np.ndarray:
     """Camera-to-world (4, 4), OpenGL axes, z up."""
     back = np.array(
-        [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
+        [
+            math.cos(elevation) * math.cos(azimuth),
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+        ]
     )
     right = np.cross([0.0, 0.0, 1.0], back)
     right /= np.linalg.norm(right)
@@ -139,8 +143,9 @@ def latent_config(method: str, scene: Path, autoencoder: Path, output_dir: Path,
     """A trainer config of `igae-METHOD` on a Blender scene, small and for the CPU."""
     from copy import deepcopy
 
-    from igae_nerfstudio import method_configs
     from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+    from igae_nerfstudio import method_configs
 
     config = deepcopy(getattr(method_configs, f"igae_{method}").config)
     config.machine.device_type = "cpu"

@@ -30,7 +30,12 @@ def command(*words: str | Path, cwd: Path, timeout: int = 600, check: bool = Tru
     """A console script of this environment, offline."""
     script = Path(sys.executable).parent / str(words[0])
     result = subprocess.run(
-        [str(script), *map(str, words[1:])], cwd=cwd, env=offline(cwd), capture_output=True, text=True, timeout=timeout
+        [str(script), *map(str, words[1:])],
+        cwd=cwd,
+        env=offline(cwd),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -88,7 +93,14 @@ def test_ns_eval_without_the_original_autoencoder(run: dict[str, Path]) -> None:
 def test_ns_render_dataset(run: dict[str, Path], split: str) -> None:
     out = run["folder"] / "dataset"
     command(
-        "ns-render", "dataset", "--load-config", run["config"], "--output-path", out, "--image-format", "png",
+        "ns-render",
+        "dataset",
+        "--load-config",
+        run["config"],
+        "--output-path",
+        out,
+        "--image-format",
+        "png",
         cwd=run["folder"],
     )
     kinds = {path.name for path in (out / split).iterdir()}
@@ -113,7 +125,15 @@ def test_ns_render_trajectories(run: dict[str, Path], trajectory: str) -> None:
     elif trajectory == "spiral":
         more = ["--seconds", "0.1"]
     else:
-        more = ["--interpolation-steps", "2", "--pose-source", "eval", "--rendered-output-names", "rgb", "latent"]
+        more = [
+            "--interpolation-steps",
+            "2",
+            "--pose-source",
+            "eval",
+            "--rendered-output-names",
+            "rgb",
+            "latent",
+        ]
     env = offline(folder)
     link = Path(sys.executable).parent / "ffmpeg"
     if not link.exists():
@@ -121,12 +141,23 @@ def test_ns_render_trajectories(run: dict[str, Path], trajectory: str) -> None:
         link.symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
     env["PATH"] = f"{link.parent}{os.pathsep}{env['PATH']}"
     script = Path(sys.executable).parent / "ns-render"
-    words = [script, trajectory, "--load-config", run["config"], "--output-path", out, "--output-format", "images"]
+    words = [
+        script,
+        trajectory,
+        "--load-config",
+        run["config"],
+        "--output-path",
+        out,
+        "--output-format",
+        "images",
+    ]
     result = subprocess.run([str(w) for w in [*words, *more]], cwd=folder, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     frames = sorted(out.glob("*.jpg"))
     assert len(frames) >= 2
-    assert Image.open(frames[0]).size == {"interpolate": (96, 48), "spiral": (48, 48), "camera-path": (60, 40)}[trajectory]
+    assert (
+        Image.open(frames[0]).size == {"interpolate": (96, 48), "spiral": (48, 48), "camera-path": (60, 40)}[trajectory]
+    )
 
 
 def test_a_second_run_encodes_nothing_and_kill_and_resume_goes_on(run: dict[str, Path]) -> None:

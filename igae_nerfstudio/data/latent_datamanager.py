@@ -26,6 +26,7 @@ from rich.progress import track
 from torch import Tensor
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
+from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.data.latent_cache import LatentCache, default_cache_dir
 from igae_nerfstudio.data.latent_cameras import latent_cameras
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
@@ -103,7 +104,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         if len(outputs.image_filenames) == 0:
             raise InputError(f"the split '{split}' of {self.config.data} has no images; add some to its transforms")
         if outputs.mask_filenames is not None:
-            CONSOLE.log("[yellow]The dataset's masks are not used: a latent pixel mixes masked and unmasked pixels.")
+            warn("The dataset's masks are not used: a latent pixel mixes masked and unmasked pixels.")
         colour = BACKGROUND_COLOURS[self.config.background_color]
         return PhotoDataset(outputs, self.config.camera_res_scale_factor, background_colour=colour)
 
@@ -138,12 +139,12 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         names = [str(path) for path in dataset.image_filenames]
         progress = partial(track, description=f"Encoding {what} images", transient=True, console=CONSOLE)
         latents, report = cache.latents(photos, names, progress)
-        CONSOLE.log(f"{what.capitalize()} images: {report}; cache: {cache.directory}")
+        say(f"{what.capitalize()} images: {report}; cache: {cache.directory}")
         for name in report.damaged:
-            CONSOLE.log(f"[yellow]The cached latents of {name} were damaged and have been made again.")
+            warn(f"The cached latents of {name} were damaged and have been made again.")
         if report.unwritable is not None:
-            CONSOLE.log(
-                f"[yellow]Latents cannot be cached on disk: {report.unwritable}. Training goes on with latents in "
+            warn(
+                f"Latents cannot be cached on disk: {report.unwritable}. Training goes on with latents in "
                 "memory; free some space or set --pipeline.datamanager.latent-cache-dir."
             )
         cameras = latent_cameras(dataset.cameras, self._autoencoder.downscale)
@@ -161,9 +162,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             )
         with ThreadPoolExecutor(max_workers=4) as executor:
             reads = executor.map(dataset.get_image_uint8, range(len(dataset)))
-            return list(
-                track(reads, f"Reading {what} images", total=len(dataset), transient=True, console=CONSOLE)
-            )
+            return list(track(reads, f"Reading {what} images", total=len(dataset), transient=True, console=CONSOLE))
 
     # Batches -------------------------------------------------------------------------------------------------
 

@@ -210,7 +210,12 @@ def _undistort_fisheye(intrinsics: np.ndarray, params: list[float], size: tuple[
 def pinhole_cameras(cameras: Cameras, undistortions: list[Optional[Undistortion]]) -> Cameras:
     """The cameras of the undistorted photos: same poses, pinhole intrinsics, no distortion."""
     cameras = deepcopy(cameras)
-    for name in ("fx", "fy", "cx", "cy"):  # some dataparsers give float64, over which `ns-render spiral` stumbles
+    for name in (
+        "fx",
+        "fy",
+        "cx",
+        "cy",
+    ):  # some dataparsers give float64, over which `ns-render spiral` stumbles
         setattr(cameras, name, getattr(cameras, name).float())
     for index, undistortion in enumerate(undistortions):
         if undistortion is None:

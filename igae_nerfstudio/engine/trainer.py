@@ -21,9 +21,9 @@ import yaml
 from nerfstudio.configs.experiment_config import MachineConfig
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.data.latent_cache import write_atomically
 from igae_nerfstudio.errors import InputError
 
@@ -59,7 +59,7 @@ class SafeTrainer(Trainer):
         """Train from the first or the resumed step to the last."""
         remaining = self.total_steps() - self._start_step
         if remaining <= 0:
-            CONSOLE.log(f"Nothing left to train: the checkpoint is at step {self._start_step - 1}, the last one.")
+            say(f"Nothing left to train: the checkpoint is at step {self._start_step - 1}, the last one.")
             return
         configured = self.config.max_num_iterations
         self.config.max_num_iterations = remaining  # Nerfstudio counts from the resumed step
@@ -113,7 +113,7 @@ class SafeTrainer(Trainer):
             # The unfinished file lies outside the folder in which Nerfstudio takes every name for a checkpoint.
             write_atomically(path, lambda file: torch.save(state, file), scratch=self.base_dir)
         except (OSError, RuntimeError) as error:
-            CONSOLE.log(f"[bold red]No checkpoint at step {step}: {error}; earlier ones are kept. Free some space.")
+            warn(f"No checkpoint at step {step}: {error}; earlier ones are kept. Free some space.")
             return
         if self.config.save_only_latest_checkpoint:
             for _, older in self.checkpoints():
@@ -143,7 +143,7 @@ class SafeTrainer(Trainer):
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 break
             except Exception as error:
-                CONSOLE.log(f"[yellow]{path} cannot be read ({type(error).__name__}); trying an older one.")
+                warn(f"{path} cannot be read ({type(error).__name__}); trying an older one.")
         else:
             raise InputError(f"no checkpoint can be read: {', '.join(map(str, candidates))}")
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
@@ -155,7 +155,7 @@ class SafeTrainer(Trainer):
         self.grad_scaler.load_state_dict(state["scalers"])
         self._start_step = state["step"] + 1
         self.step = state["step"]
-        CONSOLE.log(f"Resuming after step {state['step']} from {path}")
+        say(f"Resuming after step {state['step']} from {path}")
 
 
 @dataclass

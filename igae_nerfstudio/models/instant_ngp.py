@@ -17,9 +17,9 @@ from nerfstudio.fields.nerfacto_field import NerfactoField
 from nerfstudio.model_components.losses import scale_gradients_by_distance_squared
 from nerfstudio.model_components.ray_samplers import VolumetricSampler
 from nerfstudio.models.instant_ngp import InstantNGPModelConfig, NGPModel
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from igae_nerfstudio.console import say
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
 from igae_nerfstudio.models.nerfacto_field import give_latent_head
 from igae_nerfstudio.rendering.occupancy_marching import march_occupancy_grid, render_weights
@@ -46,7 +46,7 @@ class LatentInstantNGP(LatentModel, NGPModel):
         self.sampler = VolumetricSampler(self.occupancy_grid, self.field.density_fn)
         network = "tinycudann" if self.field.mlp_head.tcnn_encoding is not None else "torch"
         marching = "nerfacc's CUDA kernels" if self.compiled else "plain torch"
-        CONSOLE.log(f"igae-instant-ngp: occupancy grid marched by {marching}, field evaluated by {network}")
+        say(f"igae-instant-ngp: occupancy grid marched by {marching}, field evaluated by {network}")
 
     def adapt_field(self, latent_channels: int) -> None:
         # Built anew: Nerfstudio 1.1.5 passes no `implementation`, and an appearance embedding when it is off.
@@ -55,9 +55,7 @@ class LatentInstantNGP(LatentModel, NGPModel):
             num_images=self.num_train_data,
             log2_hashmap_size=self.config.log2_hashmap_size,
             max_res=self.config.max_res,
-            spatial_distortion=None
-            if self.config.disable_scene_contraction
-            else SceneContraction(float("inf")),
+            spatial_distortion=None if self.config.disable_scene_contraction else SceneContraction(float("inf")),
             appearance_embedding_dim=32 if self.config.use_appearance_embedding else 0,
             implementation="tcnn" if self.running_on_cuda else "torch",
         )
@@ -66,9 +64,7 @@ class LatentInstantNGP(LatentModel, NGPModel):
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         outputs = super().get_outputs(ray_bundle) if self.compiled else self._march(ray_bundle)
         if not self.training:
-            del outputs[
-                "num_samples_per_ray"
-            ]  # an integer output makes `ns-render dataset` and the viewer fail
+            del outputs["num_samples_per_ray"]  # an integer output makes `ns-render dataset` and the viewer fail
         return outputs
 
     def _march(self, ray_bundle: RayBundle) -> Dict[str, Any]:

@@ -556,9 +556,7 @@ class KPlanesModel(Model):
             training also "weights_list" and "ray_samples_list" (proposals first, field last); in evaluation
             also "prop_depth_i" like "depth". All tensors are floating point.
         """
-        ray_samples, weights_list, ray_samples_list = self.proposal_sampler(
-            ray_bundle, density_fns=self.density_fns
-        )
+        ray_samples, weights_list, ray_samples_list = self.proposal_sampler(ray_bundle, density_fns=self.density_fns)
         field_outputs = self.field(ray_samples)
         weights = ray_samples.get_weights(field_outputs[FieldHeadNames.DENSITY])
         weights_list.append(weights)
@@ -651,9 +649,7 @@ class KPlanesModel(Model):
         }
         # Not nerfstudio's scale_dict: it multiplies in place, so it would scale the logged metric as well.
         coefficients = {name: self.loss_coefficient(name) for name in terms}
-        return {
-            name: coefficients[name] * term() for name, term in terms.items() if coefficients[name] != 0.0
-        }
+        return {name: coefficients[name] * term() for name, term in terms.items() if coefficients[name] != 0.0}
 
     def loss_coefficient(self, name: str) -> float:
         """Weight of a loss term.
@@ -669,9 +665,7 @@ class KPlanesModel(Model):
         """
         coefficients = self.config.loss_coefficients
         if name not in coefficients:
-            raise KeyError(
-                f"loss_coefficients has no {name!r} (it has {sorted(coefficients)}); 0 switches it off."
-            )
+            raise KeyError(f"loss_coefficients has no {name!r} (it has {sorted(coefficients)}); 0 switches it off.")
         return float(coefficients[name])
 
     def compute_lpips(self, prediction: Tensor, target: Tensor) -> Optional[float]:

@@ -69,12 +69,8 @@ class LatentModel:
         metrics = super().get_metrics_dict(rename(outputs, "latent", "rgb"), {"image": batch["latent"]})
         return rename(metrics, "psnr", "latent_psnr")
 
-    def get_loss_dict(
-        self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None
-    ) -> Dict[str, Tensor]:
-        losses = super().get_loss_dict(
-            rename(outputs, "latent", "rgb"), {"image": batch["latent"]}, metrics_dict
-        )
+    def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
+        losses = super().get_loss_dict(rename(outputs, "latent", "rgb"), {"image": batch["latent"]}, metrics_dict)
         return rename(losses, "rgb", "latent")
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from nerfstudio.field_components.mlp import MLP
 from nerfstudio.fields.nerfacto_field import NerfactoField
+from torch import nn
 
 
 def give_latent_head(field: NerfactoField, latent_channels: int) -> None:

@@ -133,9 +133,7 @@ class DecodedScene(Model):
         rgb, geometry = (view.resample(image)[0].permute(1, 2, 0) for image in (rgb, geometry))
         return RenderedView(outputs["latent"], rgb.clamp(0, 1), geometry[..., :1], geometry[..., 1:].clamp(0, 1))
 
-    def get_outputs_for_camera(
-        self, camera: Cameras, obb_box: Optional[OrientedBox] = None
-    ) -> Dict[str, Tensor]:
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
         """`rgb` (H, W, 3), `depth` (H, W, 1), `accumulation` (H, W, 1) and `latent` (H, W, 3) of a camera."""
         view = self.render(camera, obb_box)
         height, width = view.rgb.shape[:2]

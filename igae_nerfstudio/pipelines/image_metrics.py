@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Dict, Optional
 
 import torch
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
+
+from igae_nerfstudio.console import warn
 
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window in pixels; smaller pictures have no SSIM."""
@@ -48,8 +49,8 @@ class ImageMetrics:
                 self._lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).eval()
             except Exception as error:
                 self._lpips_missing = True
-                CONSOLE.log(
-                    f"[yellow]LPIPS is left out: the weights of its AlexNet cannot be had ({type(error).__name__}); "
+                warn(
+                    f"LPIPS is left out: the weights of its AlexNet cannot be had ({type(error).__name__}); "
                     f"put alexnet-owt-7be5be79.pth into {torch.hub.get_dir()}/checkpoints to have it."
                 )
         return None if self._lpips is None else self._lpips.to(device)

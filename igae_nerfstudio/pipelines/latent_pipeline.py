@@ -1,11 +1,11 @@
 """Where scene model, decoder and losses meet: latent NeRF training as in section 3.2 of the paper.
 
-    x_p --E--> z_p            photos are encoded once, the encoder is frozen
-    p --F_theta--> z~_p       the scene model renders latents
-    z~_p --D_psi--> x~_p      the decoder turns them into pictures
+x_p --E--> z_p            photos are encoded once, the encoder is frozen
+p --F_theta--> z~_p       the scene model renders latents
+z~_p --D_psi--> x~_p      the decoder turns them into pictures
 
-    latent supervision  (eq. 2)   L_F(theta; z_p, z~_p), the method's own loss
-    RGB alignment       (eq. 3)   || x_p - x~_p ||^2 over theta and psi
+latent supervision  (eq. 2)   L_F(theta; z_p, z~_p), the method's own loss
+RGB alignment       (eq. 3)   || x_p - x~_p ||^2 over theta and psi
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from torch.nn import Parameter
 from igae_nerfstudio.autoencoder.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
-    Decoder,
     decoder_from_architecture,
     downscale_of,
     load_autoencoder,
 )
 from igae_nerfstudio.autoencoder.normalization import LatentNormalization, LatentNormalizer
-from igae_nerfstudio.data.latent_datamanager import BACKGROUND_COLOURS, LatentDataManager, LatentDataManagerConfig
+from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.data.latent_datamanager import (
+    LatentDataManager,
+    LatentDataManagerConfig,
+)
 from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
@@ -187,7 +190,7 @@ class LatentPipeline(VanillaPipeline):
         def enter_phase(step: int) -> None:
             phase = self.schedule.phase(step)
             if phase is not self.phase:
-                CONSOLE.log(f"Step {step}: {phase.value} begins")
+                say(f"Step {step}: {phase.value} begins")
             self.phase = phase
             rates = self.schedule.set_learning_rates(attributes.optimizers, step)
             if step % 100 == 0:
@@ -306,8 +309,8 @@ def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> 
     except InputError:
         if test_mode == "val" or config.architecture is None:
             raise
-        CONSOLE.log(
-            f"[yellow]The original autoencoder '{config.name_or_path}' is out of reach: latent and autoencoder "
+        warn(
+            f"The original autoencoder '{config.name_or_path}' is out of reach: latent and autoencoder "
             "metrics are left out. The fine-tuned decoder comes from the checkpoint."
         )
         return None

@@ -148,19 +148,13 @@ def march_occupancy_grid(
         The samples, distances in the dtype of ``origins``.
     """
     if render_step_size <= 0.0 or cone_angle < 0.0:
-        raise ValueError(
-            f"need render_step_size > 0 and cone_angle >= 0, got {render_step_size} and {cone_angle}"
-        )
-    near, far = _near_and_far(
-        origins, near_plane, far_plane, nears, fars, render_step_size, stratified, generator
-    )
+        raise ValueError(f"need render_step_size > 0 and cone_angle >= 0, got {render_step_size} and {cone_angle}")
+    near, far = _near_and_far(origins, near_plane, far_plane, nears, fars, render_step_size, stratified, generator)
     cuts, levels = _cut_at_boxes(origins.double(), directions.double(), grid.aabbs.double(), near, far)
     ladder = _Ladder.from_entry(near, cuts[:, 0], render_step_size, cone_angle)
     pieces = _Pieces.from_segments(ladder, cuts, levels)
     ray, rung = _occupied_rungs(grid, origins, directions, ladder, pieces)
-    samples = MarchedSamples(
-        ray, ladder.t(ray, rung).to(origins.dtype), ladder.t(ray, rung + 1).to(origins.dtype)
-    )
+    samples = MarchedSamples(ray, ladder.t(ray, rung).to(origins.dtype), ladder.t(ray, rung + 1).to(origins.dtype))
     if density_fn is not None and (alpha_thre > 0.0 or early_stop_eps > 0.0) and ray.numel() > 0:
         alpha_thre = min(alpha_thre, grid.occs.mean().item())
         samples = _drop_invisible(samples, origins, directions, density_fn, alpha_thre, early_stop_eps)
@@ -528,9 +522,7 @@ def _exclusive_sum_along_rays(values: Tensor, ray_indices: Tensor, n_rays: int) 
     return table.view(n_rays, longest + 1).cumsum(dim=-1).view(-1)[slot]
 
 
-def render_weights(
-    sigmas: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int
-) -> Tensor:
+def render_weights(sigmas: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
     """Volume-rendering weight of each packed sample: ``w = T (1 - exp(-sigma dt))``.
 
     ``T = exp(-sum of sigma dt)`` over the samples before it on the same ray is the light that reaches the

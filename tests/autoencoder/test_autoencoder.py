@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED, tiny_autoencoder
+
 from igae_nerfstudio.autoencoder.autoencoder import (
     BUNDLED,
     Autoencoder,
@@ -99,7 +100,11 @@ def test_fine_tuning_leaves_the_original_alone(autoencoder: Autoencoder) -> None
 
 
 def test_encoder_hash_depends_on_encoder_weights_only() -> None:
-    one, same, other = Autoencoder(tiny_autoencoder()), Autoencoder(tiny_autoencoder()), Autoencoder(tiny_autoencoder())
+    one, same, other = (
+        Autoencoder(tiny_autoencoder()),
+        Autoencoder(tiny_autoencoder()),
+        Autoencoder(tiny_autoencoder()),
+    )
     with torch.no_grad():
         next(same.module.decoder.parameters()).add_(1)
         next(other.module.encoder.parameters()).add_(1e-3)

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from conftest import look_at_origin
-from igae_nerfstudio.data.latent_cameras import latent_cameras, latent_view, pinhole_camera_of
 from nerfstudio.cameras.cameras import Cameras
+
+from igae_nerfstudio.data.latent_cameras import latent_cameras, latent_view, pinhole_camera_of
 
 
 def camera(width: int = 100, height: int = 75, fx: float = 175.84, fy: float = 170.3, **kwargs) -> Cameras:
@@ -58,7 +59,12 @@ def test_other_sizes_are_rendered_at_the_training_scale_and_resampled(zoom: floa
     """A picture whose brightness is a known function of the viewing direction stays that function at every size."""
     base = camera(width=128, height=96, cx=64.0, cy=48.0)
     zoomed = camera(
-        width=round(128 * zoom), height=round(96 * zoom), fx=175.84 * zoom, fy=170.3 * zoom, cx=64 * zoom, cy=48 * zoom
+        width=round(128 * zoom),
+        height=round(96 * zoom),
+        fx=175.84 * zoom,
+        fy=170.3 * zoom,
+        cx=64 * zoom,
+        cy=48 * zoom,
     )
 
     def brightness(cameras: Cameras) -> torch.Tensor:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import look_at_origin, write_nerfstudio_scene
-from igae_nerfstudio.data.photo_dataset import PhotoDataset, read_image
-from igae_nerfstudio.errors import InputError
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datamanagers.full_images_datamanager import _undistort_image
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
+
+from igae_nerfstudio.data.photo_dataset import PhotoDataset, read_image
+from igae_nerfstudio.errors import InputError
 
 RNG = np.random.default_rng(0)
 
@@ -62,14 +63,20 @@ def test_undistortion_agrees_with_nerfstudio(tmp_path: Path, kind: CameraType) -
     """Photo and camera equal those of Nerfstudio's `FullImageDatamanager`, which undistorts for splatting."""
     picture = smooth_picture(60, 80, 3)
     Image.fromarray(picture).save(tmp_path / "p.png")
-    params = torch.tensor([0.06, -0.08, 0.01, 0.0, 1e-3, -2e-3]) if kind is CameraType.PERSPECTIVE else torch.tensor(
-        [0.05, -0.02, 0.01, 0.003, 0.0, 0.0]
+    params = (
+        torch.tensor([0.06, -0.08, 0.01, 0.0, 1e-3, -2e-3])
+        if kind is CameraType.PERSPECTIVE
+        else torch.tensor([0.05, -0.02, 0.01, 0.003, 0.0, 0.0])
     )
     outputs = outputs_of(tmp_path / "p.png", 80, 60, distortion_params=params[None], camera_type=kind)
     dataset = PhotoDataset(outputs)
     camera = outputs.cameras[0]
     intrinsics, image, _ = _undistort_image(
-        camera, params.numpy(), {}, picture.copy(), camera.get_intrinsics_matrices().numpy().astype(np.float64)
+        camera,
+        params.numpy(),
+        {},
+        picture.copy(),
+        camera.get_intrinsics_matrices().numpy().astype(np.float64),
     )
     mine, photo = dataset.cameras[0], dataset.get_numpy_image(0)
     assert photo.shape == image.shape == (int(mine.height), int(mine.width), 3)

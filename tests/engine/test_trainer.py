@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import latent_config, write_blender_scene
+
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.engine.trainer import plain
 from igae_nerfstudio.errors import InputError
@@ -20,8 +21,14 @@ def make_trainer(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path):
 
     def make(timestamp: str = "now", **overrides):
         config = latent_config(
-            "tensorf", blender_scene, autoencoder_dir, tmp_path, latent_supervision_steps=3, rgb_alignment_steps=3,
-            latent_supervision_lr_factor=1.0, rgb_alignment_lr_factor=1.0,
+            "tensorf",
+            blender_scene,
+            autoencoder_dir,
+            tmp_path,
+            latent_supervision_steps=3,
+            rgb_alignment_steps=3,
+            latent_supervision_lr_factor=1.0,
+            rgb_alignment_lr_factor=1.0,
         )
         config.timestamp = timestamp
         config.pipeline.model.upsampling_iters = (1,)

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LATENT_METHODS, latent_config
+
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -20,8 +24,14 @@ def test_two_steps_of_both_phases(
 ) -> None:
     """The real trainer runs two steps of each phase; scene parameters move in both, the decoder in the second."""
     config = latent_config(
-        method, blender_scene, autoencoder_dir, tmp_path, latent_supervision_steps=2, rgb_alignment_steps=2,
-        latent_supervision_lr_factor=1.0, rgb_alignment_lr_factor=1.0,
+        method,
+        blender_scene,
+        autoencoder_dir,
+        tmp_path,
+        latent_supervision_steps=2,
+        rgb_alignment_steps=2,
+        latent_supervision_lr_factor=1.0,
+        rgb_alignment_lr_factor=1.0,
     )
     config.machine.device_type = device
     config.mixed_precision = config.mixed_precision and device == "cuda"
@@ -57,7 +67,10 @@ def test_two_steps_of_both_phases(
     camera = trainer.pipeline.datamanager.eval_dataset.cameras[0:1]
     outputs = trainer.pipeline.model.eval().get_outputs_for_camera(camera)
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
-        "rgb": (48, 48, 3), "depth": (48, 48, 1), "accumulation": (48, 48, 1), "latent": (48, 48, 3)
+        "rgb": (48, 48, 3),
+        "depth": (48, 48, 1),
+        "accumulation": (48, 48, 1),
+        "latent": (48, 48, 3),
     }
     assert all(value.is_floating_point() and bool(value.isfinite().all()) for value in outputs.values())
 

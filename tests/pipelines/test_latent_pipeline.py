@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import latent_config, tiny_autoencoder
+
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics

@@ -99,9 +99,7 @@ def march_slowly(
     return samples
 
 
-def assert_same_samples(
-    marched: MarchedSamples, expected: list[tuple[int, float, float]], atol: float
-) -> None:
+def assert_same_samples(marched: MarchedSamples, expected: list[tuple[int, float, float]], atol: float) -> None:
     rays, starts, ends = ([sample[column] for sample in expected] for column in range(3))
     assert marched.ray_indices.tolist() == rays
     for distances, right in ((marched.t_starts, starts), (marched.t_ends, ends)):
@@ -116,9 +114,7 @@ def assert_same_samples(
 ROI = [-1.0, -0.8, -0.9, 1.0, 1.2, 0.7]
 
 
-def make_grid(
-    levels: int, fill: float, resolution: int | list[int] = 16, seed: int = 0
-) -> nerfacc.OccGridEstimator:
+def make_grid(levels: int, fill: float, resolution: int | list[int] = 16, seed: int = 0) -> nerfacc.OccGridEstimator:
     """A grid in which each cell is occupied with probability ``fill``."""
     grid = nerfacc.OccGridEstimator(ROI, resolution, levels)
     generator = torch.Generator().manual_seed(seed)
@@ -437,9 +433,7 @@ def test_weights_equal_nerfacc_dense() -> None:
     weights = render_weights(sigmas, t_starts, t_ends, ray_indices, n_rays)
     for ray in range(n_rays):
         own = ray_indices == ray
-        dense, _, _ = nerfacc.render_weight_from_density(
-            t_starts[own][None], t_ends[own][None], sigmas[own][None]
-        )
+        dense, _, _ = nerfacc.render_weight_from_density(t_starts[own][None], t_ends[own][None], sigmas[own][None])
         torch.testing.assert_close(weights[own], dense[0])
 
 
