@@ -105,7 +105,8 @@ def test_the_entry_point_module_is_light() -> None:
         "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert set(result.stdout.split()) <= {"igae_nerfstudio", "__future__"}, result.stdout + result.stderr
+    heavy = {"torch", "numpy", "nerfstudio", "diffusers", "tyro", "nerfacc", "torchmetrics"}
+    assert "igae_nerfstudio" in result.stdout and not heavy & set(result.stdout.split()), result.stdout + result.stderr
     with pytest.raises(AttributeError):
         from igae_nerfstudio import plugin
 

@@ -49,10 +49,11 @@ class LatentRenderer(nn.Module):
         Returns:
             Latents (*rays, c), not clamped.
         """
+        values = weights * rgb
         if ray_indices is None:
-            composited, accumulation = (weights * rgb).sum(dim=-2), weights.sum(dim=-2)
-        else:
-            composited = rgb.new_zeros(num_rays, rgb.shape[-1]).index_add(0, ray_indices, weights * rgb)
+            composited, accumulation = values.sum(dim=-2), weights.sum(dim=-2)
+        else:  # in half precision the product may be wider than the latents, so its type decides
+            composited = values.new_zeros(num_rays, values.shape[-1]).index_add(0, ray_indices, values)
             accumulation = weights.new_zeros(num_rays, 1).index_add(0, ray_indices, weights)
         return composited + (1 - accumulation) * self.background
 
