@@ -17,7 +17,10 @@ How to run it
     version can be used during training. A run that is resumed when its time is spent only writes its files
     again.
 
-@@RESULT@@
+How long it takes and what it reached
+    The bundled weights took 41 minutes (2,460 s, 5,082 steps) on 2 CPU cores that other work shared, with 950
+    photographs: 25.66 dB PSNR on 50 validation photographs at 128x128. The first 1,702 steps of that run had
+    ``MOMENT_WEIGHT = 1e-3``. The model card has the other measurements, the weak ones too.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ ARCHITECTURE: dict[str, Any] = {
 VALIDATION_EVERY = 20
 VALIDATION_SIZE = 128
 MINIMUM_IMAGES = 100
+# Standard deviation of the noise on latents in one of the measurements.
+NOISE = 0.1
 
 CROP = 64
 BATCH = 16
@@ -99,6 +104,9 @@ class Report:
     white_max: float
     black_mean: float
     black_max: float
+    noisy_psnr: float
+    patch_psnr: float
+    patch_inner_psnr: float
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -318,20 +326,36 @@ def rate_fraction(step: int, progress: float) -> float:
     return min(1.0, (step + 1) / WARM_UP_STEPS) * (FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine)
 
 
+def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
+    """The PSNR of each picture in dB."""
+    # Pixels run from -1 to 1 here, so the largest possible squared error is 4.
+    return 10 * torch.log10(4 / (pictures - reference).square().mean(dim=(1, 2, 3)).clamp_min(1e-10))
+
+
 @torch.inference_mode()
 def evaluate(model: AutoencoderTiny, pictures: Tensor) -> Report:
     """Measure ``model`` on pictures in [-1, 1] and on one white and one black picture of the same size."""
     scores, latents = [], []
+    noisy, patches, inner = [], [], []
+    generator = torch.Generator().manual_seed(0)
     for picture in pictures.split(10):
         encoded = model.encode(picture).latents
         decoded = model.decode(encoded).sample.clamp(-1, 1)
-        # Pixels run from -1 to 1 here, so the largest possible squared error is 4.
-        scores.append(10 * torch.log10(4 / (decoded - picture).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)))
+        scores.append(psnr(decoded, picture))
         latents.append(encoded)
+        # What latents that are slightly off do, as those of a radiance field always are.
+        noise = NOISE * torch.randn(encoded.shape, generator=generator)
+        noisy.append(psnr(model.decode(encoded + noise).sample.clamp(-1, 1), picture))
+        # A patch cut out of the latents meets the zero padding where the whole picture had more picture.
+        patch = model.decode(encoded[..., 4:12, 4:12]).sample.clamp(-1, 1)
+        whole = decoded[..., 32:96, 32:96]
+        patches.append(psnr(patch, whole))
+        inner.append(psnr(patch[..., 16:-16, 16:-16], whole[..., 16:-16, 16:-16]))
     flat = torch.ones(2, 3, *pictures.shape[-2:])
     flat[1] = -1
     error = (model.decode(model.encode(flat).latents).sample.clamp(-1, 1) - flat).abs() * 127.5
     score, latent = torch.cat(scores), torch.cat(latents)
+    noisy_score, patch_score, inner_score = torch.cat(noisy), torch.cat(patches), torch.cat(inner)
     return Report(
         psnr=score.mean().item(),
         psnr_min=score.min().item(),
@@ -343,6 +367,9 @@ def evaluate(model: AutoencoderTiny, pictures: Tensor) -> Report:
         white_max=error[0].max().item(),
         black_mean=error[1].mean().item(),
         black_max=error[1].max().item(),
+        noisy_psnr=noisy_score.mean().item(),
+        patch_psnr=patch_score.mean().item(),
+        patch_inner_psnr=inner_score.mean().item(),
     )
 
 
@@ -376,6 +403,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def model_card(arguments: argparse.Namespace, report: Report, facts: dict[str, Any]) -> str:
     """The README.md that lies beside the weights."""
+    note = f"\n- {arguments.card_note}" if arguments.card_note else ""
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -422,7 +450,7 @@ python scripts/train_autoencoder.py --images DIR --minutes {arguments.minutes:g}
   total variation of the latents.
 - Momentum with orthogonalised steps for the {WIDTH}-to-{WIDTH} convolutions (learning rate
   {ORTHOGONAL_RATE:g}), Adam for the rest ({ADAM_RATE:g}), both falling along a cosine; averaged weights
-  (decay {EMA_DECAY:g}).
+  (decay {EMA_DECAY:g}).{note}
 
 ## Measured
 
@@ -437,8 +465,13 @@ outputs clamped):
 | Latents: smallest, largest | {report.latent_min:.2f}, {report.latent_max:.2f} |
 | White picture: mean and largest error (of 255) | {report.white_mean:.2f}, {report.white_max:.2f} |
 | Black picture: mean and largest error (of 255) | {report.black_mean:.2f}, {report.black_max:.2f} |
+| PSNR with noise of deviation {NOISE:g} on the latents | {report.noisy_psnr:.2f} dB |
+| 8x8 latents cut out, against the same place in the whole picture | {report.patch_psnr:.2f} dB |
+| the same, without the outer 16 pixels | {report.patch_inner_psnr:.2f} dB |
 
-The training photographs are few, and fine texture and small lettering come out soft.
+Fine texture and small lettering come out soft. The decoder was trained neither on noisy latents nor on
+cut-out ones: the last three rows say what these cost. Cut patches with some latents around them to spare, and
+fine-tune the decoder on latents that do not come from the encoder.
 """
 
 
@@ -567,8 +600,11 @@ def parse_arguments() -> argparse.Namespace:
         default="photographs",
         help="what the model card calls the photographs (default: %(default)s)",
     )
+    parser.add_argument("--card-note", default="", help="one more point on the training for the model card")
     parser.add_argument("--minutes", type=float, default=55.0, help="time to train (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the work folder")
     arguments = parser.parse_args()
