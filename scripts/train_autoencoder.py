@@ -81,7 +81,7 @@ SYNTHETIC_SHARE = 0.08
 LATENT_LIMIT = 2.5
 LIMIT_WEIGHT = 1e-2
 # Keeps each channel near mean 0 and standard deviation 1, about which the pixel error does not care.
-LATENT_NOISE = 0.25
+LATENT_NOISE = 0.12
 """Largest standard deviation of the Gaussian noise on latents before they are decoded."""
 
 MOMENT_WEIGHT = 1e-2

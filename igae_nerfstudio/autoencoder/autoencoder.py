@@ -88,8 +88,13 @@ class Autoencoder:
 
     @cached_property
     def architecture(self) -> str:
-        """diffusers' config as JSON, enough to rebuild the modules without their weights."""
-        return json.dumps({**self.module.config, "_class_name": type(self.module).__name__}, sort_keys=True)
+        """diffusers' config as JSON, enough to rebuild the modules without their weights.
+
+        Without diffusers' private entries, which say where the files lay and which version wrote them: the same
+        autoencoder in another folder is the same autoencoder.
+        """
+        public = {key: value for key, value in self.module.config.items() if not key.startswith("_")}
+        return json.dumps({**public, "_class_name": type(self.module).__name__}, sort_keys=True)
 
     @cached_property
     def encoder_hash(self) -> str:

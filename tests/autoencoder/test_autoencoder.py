@@ -111,6 +111,13 @@ def test_encoder_hash_depends_on_encoder_weights_only() -> None:
     assert one.encoder_hash == same.encoder_hash != other.encoder_hash
 
 
+def test_identity_does_not_depend_on_the_folder(tmp_path) -> None:
+    for name in ("here", "there"):
+        tiny_autoencoder().save_pretrained(tmp_path / name)
+    here, there = (load_autoencoder(AutoencoderConfig(str(tmp_path / name))) for name in ("here", "there"))
+    assert here.architecture == there.architecture and here.encoder_hash == there.encoder_hash
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
