@@ -39,12 +39,13 @@ TRAINING = """
 --pipeline.rgb-alignment-steps {rgb_alignment_steps}
 --pipeline.latent-supervision-lr-factor 1.0
 --pipeline.rgb-alignment-lr-factor 1.0
---pipeline.decoder-lr-decay 0.999
+--pipeline.decoder-lr-decay 0.996
 --pipeline.datamanager.latent-cache-dir {latent_cache_dir}
---pipeline.model.num-uniform-samples 48
---pipeline.model.num-samples 24
---pipeline.model.init-resolution 64
---optimizers.decoder.optimizer.lr 3e-4
+--pipeline.model.num-uniform-samples 40
+--pipeline.model.num-samples 20
+--pipeline.model.init-resolution 48
+--pipeline.model.final-resolution 48
+--optimizers.decoder.optimizer.lr 1e-3
 --steps-per-save 200
 --steps-per-eval-batch 1000000
 --steps-per-eval-image 1000000
@@ -125,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "demo", help="default: %(default)s")
     parser.add_argument("--method", default="igae-tensorf", help="default: %(default)s")
-    parser.add_argument("--latent-supervision-steps", type=int, default=300, help="default: %(default)s")
+    parser.add_argument("--latent-supervision-steps", type=int, default=150, help="default: %(default)s")
     parser.add_argument("--rgb-alignment-steps", type=int, default=300, help="default: %(default)s")
     parser.add_argument("--frames", type=int, default=48, help="of the video; default: %(default)s")
     arguments = parser.parse_args()
