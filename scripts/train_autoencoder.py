@@ -81,70 +81,6 @@ SYNTHETIC_SHARE = 0.08
 LATENT_LIMIT = 2.5
 LIMIT_WEIGHT = 1e-2
 # Keeps each channel near mean 0 and standard deviation 1, about which the pixel error does not care.
-MOMENT_WEIGHT = 1e-3``. The model card has the other measurements, the weak ones too.
-"""
-
-from __future__ import annotations
-
-import argparse
-import copy
-import math
-import os
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from diffusers import AutoencoderTiny
-from PIL import Image, ImageDraw, UnidentifiedImageError
-from torch import Tensor
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-
-# AutoencoderTiny wants the same width at every scale, so nearly all the time goes into the convolutions at
-# full resolution. There are therefore no residual blocks there at all (the 0s), and most sit at the small
-# scales. It has no normalisation over the picture, so a patch decodes the same wherever it is cut from,
-# borders aside.
-WIDTH = 32
-ARCHITECTURE: dict[str, Any] = {
-    "encoder_block_out_channels": (WIDTH,) * 4,
-    "decoder_block_out_channels": (WIDTH,) * 4,
-    "num_encoder_blocks": (0, 1, 3, 3),
-    "num_decoder_blocks": (2, 3, 1, 0),
-    "latent_channels": 16,
-    "latent_magnitude": 3,
-    "latent_shift": 0.5,
-    "scaling_factor": 1.0,
-}
-
-VALIDATION_EVERY = 20
-VALIDATION_SIZE = 128
-MINIMUM_IMAGES = 100
-# Standard deviation of the noise on latents in one of the measurements.
-NOISE = 0.1
-
-CROP = 64
-BATCH = 16
-# Learning rates at their peak, of Adam and of the momentum with orthogonal steps; both fall to a hundredth.
-ADAM_RATE = 1e-3
-ORTHOGONAL_RATE = 0.01
-FINAL_FRACTION = 0.01
-WARM_UP_STEPS = 50
-EMA_DECAY = 0.999
-SYNTHETIC_SHARE = 0.08
-
-# The decoder squashes latents with 3 * tanh(x / 3), which flattens large ones: beyond 2.5 they cost a little.
-LATENT_LIMIT = 2.5
-LIMIT_WEIGHT = 1e-2
-# Keeps each channel near mean 0 and standard deviation 1, about which the pixel error does not care.
-LATENT_NOISE = 0.12
-"""Largest standard deviation of the Gaussian noise on latents before they are decoded."""
-
 MOMENT_WEIGHT = 1e-2
 # Neighbouring latents that differ less are easier for a radiance field to fit. Here about 1% of the loss.
 VARIATION_WEIGHT = 1e-4
@@ -666,9 +602,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--card-note", default="", help="one more point on the training for the model card")
     parser.add_argument("--minutes", type=float, default=55.0, help="time to train (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the work folder")
     arguments = parser.parse_args()
