@@ -125,9 +125,11 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         self.train_split = self._encode(self.train_dataset, "training")
         return self.train_split
 
-    @property
-    def eval_split(self) -> LatentSplit:
-        """The evaluation photos, encoded when first asked for."""
+    def encode_eval_split(self) -> LatentSplit:
+        """The evaluation photos, encoded when first asked for.
+
+        A method and not a property: the viewer reads every property that it can reach from the pipeline.
+        """
         if self._eval_split is None:
             assert self._autoencoder is not None, "encode_train_split comes first"
             self._eval_split = self._encode(self.eval_dataset, "evaluation")
@@ -174,7 +176,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return self.train_split.batch(self._visit(len(self.train_dataset), step), self.device)
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
-        return self.eval_split.batch(self._visit(len(self.eval_dataset), step), self.device)
+        return self.encode_eval_split().batch(self._visit(len(self.eval_dataset), step), self.device)
 
     def next_eval_image(self, step: int) -> Tuple[Cameras, Dict[str, Any]]:
         index = self._visit(len(self.eval_dataset), step)[0]

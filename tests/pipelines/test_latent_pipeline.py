@@ -185,3 +185,14 @@ def test_finished_runs_work_without_the_original_autoencoder(
     assert set(again.get_average_eval_image_metrics(step=1)) == {"psnr", "ssim"}
     with pytest.raises(InputError, match="does not exist"):
         config.setup(device="cpu", test_mode="val")  # training needs the encoder
+
+
+@pytest.mark.parametrize("test_mode", ["val", "test", "inference"])
+def test_the_viewer_can_look_into_the_pipeline(pipeline: LatentPipeline, test_mode: str) -> None:
+    """Nerfstudio's viewer reads every attribute and property that it reaches; none may fail or start work."""
+    from nerfstudio.viewer.utils import parse_object
+    from nerfstudio.viewer.viewer_elements import ViewerElement
+
+    finished = deepcopy(pipeline.config).setup(device="cpu", test_mode=test_mode)
+    parse_object(finished, ViewerElement, "Custom Elements")
+    assert finished.datamanager._eval_split is None
