@@ -52,6 +52,8 @@ class PhotoDataset(InputDataset):
         if colour is None:
             colour = torch.ones(3) if background_colour is None else background_colour
         self.background_colour: Tensor = torch.as_tensor(colour, dtype=torch.float32).cpu()
+        if self.cameras.shape == ():  # `instant-ngp-data` squeezes a split of one image
+            self.cameras = self.cameras.reshape((1,))
         self._file_sizes = [(int(h), int(w)) for h, w in torch.cat([self.cameras.height, self.cameras.width], -1)]
         self._undistortions = [undistortion_of(self.cameras, i) for i in range(len(self))]
         self.cameras = pinhole_cameras(self.cameras, self._undistortions)

@@ -115,3 +115,29 @@ def test_nerfstudio_data_is_undistorted_on_the_way(tmp_path: Path) -> None:
     dataset = PhotoDataset(outputs)
     photo = dataset.get_numpy_image(0)
     assert photo.shape[:2] == (int(dataset.cameras.height[0]), int(dataset.cameras.width[0]))
+
+
+@pytest.mark.parametrize("parser", ["nerfstudio", "instant-ngp", "blender"])
+def test_dataparsers_of_every_kind_give_batches(parser: str, tmp_path: Path, autoencoder_dir: Path) -> None:
+    """One training step on distorted photos whose sides are no multiples of 8, through three dataparsers."""
+    from conftest import latent_config, write_blender_scene
+    from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
+
+    if parser == "blender":
+        scene = write_blender_scene(tmp_path / "s", size=(44, 52))
+    else:
+        pictures = [smooth_picture(45, 70, 3) for _ in range(12)]
+        lens = {"k1": 0.05, "k2": -0.02, "p1": 1e-3, "p2": 0.0, "aabb_scale": 2, "camera_angle_x": 1.0}
+        scene = write_nerfstudio_scene(tmp_path / "s", pictures, **lens)
+    config = latent_config("tensorf", scene, autoencoder_dir, tmp_path)
+    if parser == "nerfstudio":
+        config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig(data=scene, downscale_factor=1)
+    elif parser == "instant-ngp":
+        config.pipeline.datamanager.dataparser = InstantNGPDataParserConfig(data=scene)
+    pipeline = config.pipeline.setup(device="cpu")
+    pipeline.phase = type(pipeline.phase).RGB_ALIGNMENT
+    rays, batch = pipeline.datamanager.next_train(0)
+    height, width = batch["image"].shape[1:3]
+    assert rays.shape == batch["latent"].shape[:3] == (2, -(-height // 8), -(-width // 8))
+    _, losses, _ = pipeline.get_train_loss_dict(0)
+    assert bool(sum(losses.values()).isfinite())
