@@ -39,7 +39,7 @@ TRAINING = """
 --pipeline.rgb-alignment-steps {rgb_alignment_steps}
 --pipeline.latent-supervision-lr-factor 1.0
 --pipeline.rgb-alignment-lr-factor 1.0
---pipeline.decoder-lr-decay 0.996
+--pipeline.decoder-lr-decay 0.997
 --pipeline.datamanager.latent-cache-dir {latent_cache_dir}
 --pipeline.model.num-uniform-samples 40
 --pipeline.model.num-samples 20
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "demo", help="default: %(default)s")
     parser.add_argument("--method", default="igae-tensorf", help="default: %(default)s")
     parser.add_argument("--latent-supervision-steps", type=int, default=150, help="default: %(default)s")
-    parser.add_argument("--rgb-alignment-steps", type=int, default=300, help="default: %(default)s")
+    parser.add_argument("--rgb-alignment-steps", type=int, default=450, help="default: %(default)s")
     parser.add_argument("--frames", type=int, default=48, help="of the video; default: %(default)s")
     arguments = parser.parse_args()
     output = arguments.output_dir.resolve()
