@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch  # noqa: F401  older diffusers use it without importing it
 import torch
 from PIL import Image
 

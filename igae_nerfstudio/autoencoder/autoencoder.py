@@ -217,6 +217,7 @@ def decoder_from_architecture(architecture: str) -> Decoder:
 def _quiet_diffusers() -> Any:
     """diffusers, imported when first needed; it warns about keys that its own `save_pretrained` writes."""
     import diffusers
+    import safetensors.torch  # noqa: F401  older diffusers use it without importing it
 
     diffusers.utils.logging.set_verbosity_error()
     return diffusers
