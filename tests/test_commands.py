@@ -43,8 +43,15 @@ def command(*words: str | Path, cwd: Path, timeout: int = 600, check: bool = Tru
 
 
 def offline(home: Path) -> dict[str, str]:
+    """Environment without hub, chatter or the user's cache, and with an ffmpeg, which `ns-render` looks for."""
+    tools = home / "bin"
+    if not tools.exists():
+        imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+        tools.mkdir()
+        (tools / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
     quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
-    return {**os.environ, **quiet, "XDG_CACHE_HOME": str(home / "cache")}
+    return {**os.environ, **quiet, "PATH": path, "XDG_CACHE_HOME": str(home / "cache")}
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +142,6 @@ def test_ns_render_trajectories(run: dict[str, Path], trajectory: str) -> None:
             "latent",
         ]
     env = offline(folder)
-    link = Path(sys.executable).parent / "ffmpeg"
-    if not link.exists():
-        imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
-        link.symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
-    env["PATH"] = f"{link.parent}{os.pathsep}{env['PATH']}"
     script = Path(sys.executable).parent / "ns-render"
     words = [
         script,
@@ -190,6 +192,27 @@ def test_a_second_run_encodes_nothing_and_kill_and_resume_goes_on(run: dict[str,
     assert f"Resuming after step {saved[-1]}" in result.stdout
     resumed = folder / "outputs" / "resumed" / "igae-tensorf" / "run" / "nerfstudio_models"
     assert [p.name for p in resumed.iterdir()] == [f"step-{total - 1:09d}.ckpt"]
+
+
+def test_a_finished_run_without_its_dataset(run: dict[str, Path]) -> None:
+    """Cameras come from the run's folder: rendering works, evaluation says what it lacks."""
+    folder, away = run["folder"], run["scene"].with_name("scene-away")
+    run["scene"].rename(away)
+    try:
+        out = folder / "without-dataset"
+        words = ["ns-render", "interpolate", "--load-config", run["config"], "--pose-source", "train"]
+        more = ["--interpolation-steps", "1", "--output-format", "images", "--output-path", out]
+        result = command(*words, *more, cwd=folder)
+        assert result.stdout.count("grey pictures stand in") == 1
+        frames = sorted(out.glob("*.jpg"))
+        assert len(frames) >= 5 and np.asarray(Image.open(frames[0])).std() > 0
+
+        out = folder / "eval-without-dataset.json"
+        result = command("ns-eval", "--load-config", run["config"], "--output-path", out, cwd=folder, check=False)
+        assert result.returncode == 1 and "Traceback" not in result.stderr
+        assert "put them back" in result.stderr.strip().splitlines()[-1]
+    finally:
+        away.rename(run["scene"])
 
 
 def test_bad_input_ends_in_one_line(run: dict[str, Path]) -> None:

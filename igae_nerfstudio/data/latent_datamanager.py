@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Type
@@ -24,12 +24,15 @@ from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
+from typing_extensions import Annotated
+from tyro.conf import Suppress
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
 from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.data.latent_cache import LatentCache, default_cache_dir
 from igae_nerfstudio.data.latent_cameras import latent_cameras
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
+from igae_nerfstudio.data.scene_record import SceneRecordConfig, recorded_dataset, save_scene_record
 from igae_nerfstudio.errors import InputError
 
 BACKGROUND_COLOURS = {"white": torch.ones(3), "black": torch.zeros(3)}
@@ -49,6 +52,8 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     """What shows through transparent pixels, where the dataparser has no opinion."""
     sampling_seed: int = 42
     """Seed of the order in which training images are visited."""
+    scene_record: Annotated[Optional[Path], Suppress] = None
+    """The file in the run's folder that holds the dataset's cameras; the trainer sets it."""
 
 
 @dataclass
@@ -79,7 +84,13 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     config: LatentDataManagerConfig
 
-    def __init__(self, config: LatentDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: LatentDataManagerConfig,
+        device: torch.device | str = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        **kwargs: Any,
+    ) -> None:
         if config.images_per_batch < 1:
             raise InputError(
                 f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}; it must be 1 or more"
@@ -87,8 +98,15 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         self.train_split: Optional[LatentSplit] = None
         self._autoencoder: Optional[Autoencoder] = None
         self._eval_split: Optional[LatentSplit] = None
+        self.photos_missing = test_mode != "val" and _only_the_record_is_left(config)
+        if self.photos_missing:
+            warn(
+                f"The dataset {config.data or config.dataparser.data} is not there: cameras come from the run's "
+                "folder, and grey pictures stand in for the photos."
+            )
+            config = replace(config, dataparser=SceneRecordConfig(record=config.scene_record))
         with _reading(config, "train"):
-            super().__init__(config, *args, **kwargs)
+            super().__init__(config, device, test_mode, **kwargs)
 
     # Nerfstudio's set-up -------------------------------------------------------------------------------------
 
@@ -106,7 +124,21 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         if outputs.mask_filenames is not None:
             warn("The dataset's masks are not used: a latent pixel mixes masked and unmasked pixels.")
         colour = BACKGROUND_COLOURS[self.config.background_color]
-        return PhotoDataset(outputs, self.config.camera_res_scale_factor, background_colour=colour)
+        return PhotoDataset(outputs, self.config.camera_res_scale_factor, colour, self.photos_missing)
+
+    def save_scene_record(self, path: Path) -> None:
+        """Keep the cameras of every split in the run's folder, see `data/scene_record.py`."""
+        splits = {"train": self.train_dataparser_outputs}
+        for split in ("val", "test"):
+            try:
+                splits[split] = self.dataparser.get_dataparser_outputs(split=split)
+            except Exception:
+                continue  # a dataset need not have every split
+        self.config.scene_record = path
+        try:
+            save_scene_record(path, Path(self.config.data), splits)
+        except OSError as error:
+            warn(f"The cameras cannot be kept in {path}: {error}; commands on this run will need the dataset.")
 
     def setup_train(self) -> None:
         """Nothing yet: encoding waits for the autoencoder, see `encode_train_split`."""
@@ -222,6 +254,14 @@ def stack_rays(bundles: List[RayBundle]) -> RayBundle:
         if isinstance(value, Tensor)
     }
     return RayBundle(**stacked, metadata=metadata)
+
+
+def _only_the_record_is_left(config: LatentDataManagerConfig) -> bool:
+    """Whether the dataset of a finished run is gone while the run's record of its cameras is there."""
+    data = Path(config.data or config.dataparser.data)
+    if data.exists() or config.scene_record is None or not config.scene_record.exists():
+        return False
+    return recorded_dataset(config.scene_record) == data
 
 
 @contextmanager

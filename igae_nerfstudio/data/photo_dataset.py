@@ -36,6 +36,7 @@ class PhotoDataset(InputDataset):
         scale_factor: resizes photos and cameras.
         background_colour: (3,) in [0, 1], what shows through transparent pixels; a dataparser's own
             `alpha_color` wins.
+        photos_missing: the files are known to be gone; grey pictures of their sizes stand in for them.
     """
 
     exclude_batch_keys_from_device = ["image"]
@@ -45,9 +46,11 @@ class PhotoDataset(InputDataset):
         dataparser_outputs: DataparserOutputs,
         scale_factor: float = 1.0,
         background_colour: Optional[Tensor] = None,
+        photos_missing: bool = False,
     ) -> None:
         # Shares nothing with the dataparser's own object, whose cameras stay distorted.
         super().__init__(replace(dataparser_outputs, mask_filenames=None), scale_factor)
+        self.photos_missing = photos_missing
         colour = dataparser_outputs.alpha_color
         if colour is None:
             colour = torch.ones(3) if background_colour is None else background_colour
@@ -66,6 +69,9 @@ class PhotoDataset(InputDataset):
         Raises:
             InputError: the file is missing or damaged, has another size than its camera, or is too small.
         """
+        if self.photos_missing:
+            height, width = int(self.cameras.height[image_idx]), int(self.cameras.width[image_idx])
+            return np.full((height, width, 3), 128, dtype=np.uint8)
         path = self.image_filenames[image_idx]
         image = self._composite(read_image(path, self.scale_factor))
         height, width = self._file_sizes[image_idx]

@@ -184,12 +184,13 @@ class LatentTrainer(SafeTrainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         super().setup(test_mode)
+        self.pipeline.datamanager.save_scene_record(self.base_dir / "scene.pt")
         self._save_resolved_config()
 
     @check_main_thread
     def _save_resolved_config(self) -> None:
-        """Write `config.yml` again, now with what the autoencoder decided (its architecture, the channel count):
-        the other commands rebuild the run from this file and the checkpoint alone."""
+        """Write `config.yml` again, now with what the autoencoder decided (its architecture, the channel count) and
+        where the cameras are kept: the other commands rebuild the run from its folder alone."""
         config = dataclasses.replace(self.config, max_num_iterations=self._configured_iterations)
         text = io.BytesIO(yaml.dump(config).encode())
         write_atomically(self.base_dir / "config.yml", lambda file: file.write(text.getvalue()))

@@ -228,7 +228,15 @@ class LatentPipeline(VanillaPipeline):
             step: the training step; None when called by `ns-eval`, which also gets `per_image` by file name.
             output_path: folder for pictures.
             get_std: add `NAME_std`.
+
+        Raises:
+            InputError: the photos of a finished run are gone.
         """
+        if self.datamanager.photos_missing:
+            raise InputError(
+                f"metrics compare renders with the photos of {self.datamanager.config.data}, which are not there; put "
+                "them back"
+            )
         self.eval()
         dataset = self.datamanager.eval_dataset
         per_image: Dict[str, Dict[str, float]] = {}
