@@ -148,7 +148,7 @@ class Autoencoder:
 
     def make_decoder(self) -> Decoder:
         """A trainable copy of D; this autoencoder stays as it was."""
-        return Decoder(copy.deepcopy(self.module)).requires_grad_(True)
+        return _channels_last(Decoder(copy.deepcopy(self.module)).requires_grad_(True))
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
@@ -211,7 +211,13 @@ def decoder_from_architecture(architecture: str) -> Decoder:
     """An untrained decoder of a saved architecture, whose weights a checkpoint then fills."""
     diffusers = _quiet_diffusers()
     config = json.loads(architecture)
-    return Decoder(getattr(diffusers, config["_class_name"]).from_config(config))
+    return _channels_last(Decoder(getattr(diffusers, config["_class_name"]).from_config(config)))
+
+
+def _channels_last(decoder: Decoder) -> Decoder:
+    """Renders come with channels last, (B, h, w, c): convolutions in that order take a fifth to a quarter less time
+    on a CPU."""
+    return decoder.to(memory_format=torch.channels_last)
 
 
 def _quiet_diffusers() -> Any:

@@ -1,10 +1,13 @@
 """Volume rendering of c-channel latents.
 
-With weights w_i of the samples along a ray and their latents y_i, a pixel is
+With weights w_i of the samples along a ray and the outputs f_i of a field's latent head, a pixel is
 
-    y = sum_i w_i y_i + (1 - sum_i w_i) b,
+    y = sum_i w_i (1/2 + f_i) + (1 - sum_i w_i) b,
 
-with b the latent background. Nerfstudio's `RGBRenderer` cannot serve: it refuses other channel counts than
+with b the latent background. The 1/2 is where a colour head's sigmoid starts, and it is the mean of normalised
+latents (`autoencoder/normalization.py`). A linear head starts at 0; without the offset a young scene is so far
+from every latent but the background's that the quickest way to a lower loss is to empty space, from which vanilla
+NeRF never returns. Nerfstudio's `RGBRenderer` cannot serve: it refuses other channel counts than
 three, knows backgrounds by colour name, and clamps its result to [0, 1] in evaluation, while latents are signed.
 """
 
@@ -14,6 +17,10 @@ from typing import Optional
 
 import torch
 from torch import Tensor, nn
+
+
+MIDDLE = 0.5
+"""What a field's output of 0 stands for."""
 
 
 class LatentRenderer(nn.Module):
@@ -40,8 +47,8 @@ class LatentRenderer(nn.Module):
         """Composite samples; differentiable in latents and weights.
 
         Args:
-            rgb: latents of the samples (*rays, samples, c), or (samples, c) packed. Nerfstudio's models pass
-                them under this name; they are not colours.
+            rgb: outputs f of the latent head (*rays, samples, c), or (samples, c) packed. Nerfstudio's models
+                pass them under this name; they are not colours.
             weights: (*rays, samples, 1), or (samples, 1) packed.
             ray_indices: (samples,) the ray of each packed sample.
             num_rays: number of rays of a packed call.
@@ -55,7 +62,7 @@ class LatentRenderer(nn.Module):
         else:  # in half precision the product may be wider than the latents, so its type decides
             composited = values.new_zeros(num_rays, values.shape[-1]).index_add(0, ray_indices, values)
             accumulation = weights.new_zeros(num_rays, 1).index_add(0, ray_indices, weights)
-        return composited + (1 - accumulation) * self.background
+        return composited + accumulation * MIDDLE + (1 - accumulation) * self.background
 
     def blend_background(self, image: Tensor) -> Tensor:
         """Encoded photos are composited before they are encoded; nothing is left to blend."""

@@ -78,18 +78,34 @@ def test_two_steps_of_both_phases(
 def test_latents_are_composited_on_the_background_without_clamping() -> None:
     renderer = LatentRenderer(5).eval()
     renderer.background.copy_(torch.tensor([2.0, -3.0, 0.0, 0.5, 1.0]))
-    latents, weights = 4 * torch.randn(7, 9, 5), 0.1 * torch.rand(7, 9, 1)
+    heads, weights = 4 * torch.randn(7, 9, 5), 0.1 * torch.rand(7, 9, 1)
     expected = torch.zeros(7, 5)
     for ray in range(7):
         for sample in range(9):
-            expected[ray] += weights[ray, sample] * latents[ray, sample]
+            expected[ray] += weights[ray, sample] * (0.5 + heads[ray, sample])
         expected[ray] += (1 - weights[ray].sum()) * renderer.background
-    torch.testing.assert_close(renderer(latents, weights), expected)
-    assert renderer(latents, weights).min() < 0
+    torch.testing.assert_close(renderer(heads, weights), expected)
+    assert renderer(heads, weights).min() < 0
     packed = renderer(
-        latents.view(-1, 5), weights.view(-1, 1), ray_indices=torch.arange(7).repeat_interleave(9), num_rays=7
+        heads.view(-1, 5), weights.view(-1, 1), ray_indices=torch.arange(7).repeat_interleave(9), num_rays=7
     )
     torch.testing.assert_close(packed, expected)
+
+
+def test_vanilla_nerf_does_not_empty_its_space(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> None:
+    """It did when heads started far from the latents: the background was the nearest good answer, for ever."""
+    config = latent_config("vanilla_nerf", blender_scene, autoencoder_dir, tmp_path)
+    config.pipeline.model.num_coarse_samples, config.pipeline.model.num_importance_samples = 16, 4
+    torch.manual_seed(0)
+    pipeline = config.pipeline.setup(device="cpu")
+    pipeline.train()
+    optimizer = torch.optim.Adam(pipeline.get_param_groups()["fields"], lr=5e-4)
+    for step in range(60):
+        outputs, losses, _ = pipeline.get_train_loss_dict(step)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert float(outputs["accumulation_coarse"].mean()) > 0.05
 
 
 @pytest.mark.parametrize("method", LATENT_METHODS)

@@ -1,0 +1,1 @@
+"""Inverse graphics autoencoders: many scenes in one latent space, and the autoencoder trained with them."""
