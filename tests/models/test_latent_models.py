@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LATENT_METHODS, latent_config
+from conftest import DEMO_SCENE, LATENT_METHODS, latent_config
 
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
@@ -92,20 +92,20 @@ def test_latents_are_composited_on_the_background_without_clamping() -> None:
     torch.testing.assert_close(packed, expected)
 
 
-def test_vanilla_nerf_does_not_empty_its_space(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> None:
+def test_vanilla_nerf_does_not_empty_its_space(tmp_path: Path) -> None:
     """It did when heads started far from the latents: the background was the nearest good answer, for ever."""
-    config = latent_config("vanilla_nerf", blender_scene, autoencoder_dir, tmp_path)
-    config.pipeline.model.num_coarse_samples, config.pipeline.model.num_importance_samples = 16, 4
+    config = latent_config("vanilla_nerf", DEMO_SCENE, "bundled", tmp_path)
+    config.pipeline.model.num_coarse_samples, config.pipeline.model.num_importance_samples = 12, 4
     torch.manual_seed(0)
     pipeline = config.pipeline.setup(device="cpu")
     pipeline.train()
     optimizer = torch.optim.Adam(pipeline.get_param_groups()["fields"], lr=5e-4)
-    for step in range(60):
+    for step in range(25):
         outputs, losses, _ = pipeline.get_train_loss_dict(step)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-    assert float(outputs["accumulation_coarse"].mean()) > 0.05
+    assert float(outputs["accumulation_fine"].mean()) > 0.5
 
 
 @pytest.mark.parametrize("method", LATENT_METHODS)
