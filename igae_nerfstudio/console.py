@@ -1,10 +1,12 @@
-"""Lines for the user, on Nerfstudio's console and each in one piece."""
+"""Lines for the user, each in one piece."""
 
 from __future__ import annotations
 
 from typing import Optional
 
-from nerfstudio.utils.rich_utils import CONSOLE
+from rich.console import Console
+
+CONSOLE = Console()
 
 
 def say(message: str, style: Optional[str] = None) -> None:

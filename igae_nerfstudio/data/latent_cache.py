@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable, Optional, Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
+from igae_nerfstudio.files import write_atomically
 
 FORMAT = 1
 """Raised when the meaning of an entry changes; it is part of every key."""
@@ -134,24 +134,3 @@ class LatentCache:
         write_atomically(
             self.directory / f"{key}.json", lambda file: file.write(json.dumps(sidecar, indent=1).encode())
         )
-
-
-def write_atomically(path: Path, write: Callable, scratch: Optional[Path] = None) -> None:
-    """Write a file so that `path` is either as before or complete, whenever the process dies.
-
-    Args:
-        path: the file.
-        write: called with an open binary file.
-        scratch: folder on the same file system for the unfinished file; the default is the file's own folder.
-    """
-    handle, temporary = tempfile.mkstemp(dir=scratch or path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private; a cache may be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

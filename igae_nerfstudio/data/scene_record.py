@@ -18,8 +18,8 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserCo
 from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor
 
-from igae_nerfstudio.data.latent_cache import write_atomically
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.files import write_atomically
 
 CAMERA_FIELDS = ("camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height", "distortion_params", "camera_type")
 

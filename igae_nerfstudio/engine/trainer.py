@@ -24,8 +24,8 @@ from nerfstudio.utils.decorators import check_main_thread
 from torch import Tensor
 
 from igae_nerfstudio.console import say, warn
-from igae_nerfstudio.data.latent_cache import write_atomically
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.files import write_atomically
 
 
 def default_device() -> Literal["cuda", "cpu"]:

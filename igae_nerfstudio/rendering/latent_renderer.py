@@ -18,7 +18,6 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-
 MIDDLE = 0.5
 """What a field's output of 0 stands for."""
 

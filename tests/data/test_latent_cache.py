@@ -12,7 +12,8 @@ from conftest import tiny_autoencoder
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
 from igae_nerfstudio.data import latent_cache
-from igae_nerfstudio.data.latent_cache import LatentCache, write_atomically
+from igae_nerfstudio.data.latent_cache import LatentCache
+from igae_nerfstudio.files import write_atomically
 
 IMAGES = [
     torch.randint(0, 256, (40, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(3)

@@ -1,0 +1,59 @@
+"""An autoencoder in training: E and D with gradients, in the value ranges of `autoencoder.py`."""
+
+from __future__ import annotations
+
+from typing import Iterator, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, downscale_of
+
+
+class TrainableAutoencoder(nn.Module):
+    """E and D of a diffusers autoencoder.
+
+    Args:
+        autoencoder: loaded by `load_autoencoder`; its module is trained in place.
+    """
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.module = autoencoder.module.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.latent_channels: int = self.module.config["latent_channels"]
+        self.downscale = downscale_of(self.module.config)
+
+    def encode(self, images: Tensor, sample: bool = False) -> Tensor:
+        """z = E(x) with gradient.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], sides multiples of the downscale factor.
+            sample: draw from the posterior, where there is one, instead of taking its mean.
+
+        Returns:
+            (B, c, h, w).
+        """
+        encoded = self.module.encode((2 * images - 1).contiguous(memory_format=torch.channels_last))
+        if hasattr(encoded, "latent_dist"):
+            return encoded.latent_dist.sample() if sample else encoded.latent_dist.mode()
+        return encoded.latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """x^ = D(z) with gradient: (B, c, h, w) -> (B, 3, l h, l w), about [0, 1], not clamped."""
+        if hasattr(self.module, "post_quant_conv") and self.module.post_quant_conv is not None:
+            latents = self.module.post_quant_conv(latents)
+        return (self.module.decoder(latents.contiguous(memory_format=torch.channels_last)) + 1) / 2
+
+    @torch.no_grad()
+    def encode_colour(self, colour: Tensor) -> Tensor:
+        """What E now makes of a flat colour (3,): a latent (c,), away from the borders' zero padding."""
+        device = next(self.module.parameters()).device
+        latents = self.encode(colour.to(device).view(1, 3, 1, 1).expand(1, 3, 128, 128))[0]
+        h, w = latents.shape[-2:]
+        return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2)).float()
+
+    def parameters_of(self, half: Literal["encoder", "decoder"]) -> Iterator[Parameter]:
+        """phi or psi."""
+        names = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}[half]
+        return (parameter for name, parameter in self.module.named_parameters() if name.startswith(names))

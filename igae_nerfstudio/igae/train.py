@@ -1,0 +1,57 @@
+"""`igae-train`: from scenes, real images and an autoencoder to an inverse graphics autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional, Tuple
+
+import tyro
+
+
+@dataclass
+class TrainCommand:
+    """Train an inverse graphics autoencoder; run again with the same folders, it goes on where it stopped."""
+
+    config: Path
+    """A YAML file such as configs/igae/paper.yaml; what it leaves out has the paper's value."""
+    scenes: Path
+    """Folder of scenes in Blender format, as `igae-render-objects` makes them."""
+    output_dir: Path
+    """Where everything goes: checkpoints, metrics.jsonl, figures and the autoencoder."""
+    images: Optional[Path] = None
+    """Folder of real images; not needed where weights.real_autoencoding is 0."""
+    autoencoder: str = "bundled"
+    """What to start from: a folder in diffusers' format, a hub id, or `bundled`."""
+    set: Tuple[str, ...] = ()
+    """Settings over those of the config, such as stage2.epochs=3 weights.latent=0.5."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    wandb: bool = False
+    """Log to Weights & Biases; WANDB_MODE=offline needs no network."""
+
+    def run(self) -> None:
+        """Train."""
+        from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+        from igae_nerfstudio.igae.config import load_config
+        from igae_nerfstudio.igae.training import IGAETrainer
+
+        trainer = IGAETrainer(
+            load_config(self.config, self.set),
+            self.scenes,
+            self.images,
+            AutoencoderConfig(name_or_path=self.autoencoder),
+            self.output_dir,
+            tensorboard=self.tensorboard,
+            wandb=self.wandb,
+        )
+        trainer.run()
+
+
+def main() -> None:
+    """The console script."""
+    tyro.cli(TrainCommand, description=TrainCommand.__doc__).run()
+
+
+if __name__ == "__main__":
+    main()

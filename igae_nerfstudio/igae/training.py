@@ -1,0 +1,566 @@
+"""Training an inverse graphics autoencoder (paper, section 4).
+
+Symbols: x are views of scenes (B, 3, H, W) and I real images, both in [0, 1]; z = E_phi(x) are latents, y = norm(z)
+the same normalised (`autoencoder/normalization.py`), in which latents are rendered and compared; T_tau are the
+Tri-Planes and R their renderer.
+
+    stage 1    E and D frozen, latents of all views encoded once; Tri-Planes learn them      (section 4.2)
+    stage 2    everything together: L = L_3D(phi, psi, tau) + L_ae(phi, psi)                 (equation 12)
+
+With several processes (Hugging Face accelerate), each works on its share of a step's views and images; gradients
+are averaged, so that any number of processes does what one would.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
+from igae_nerfstudio.autoencoder.preview import LatentPreview
+from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
+from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.igae.config import IGAEConfig, to_dict
+from igae_nerfstudio.igae.export import export_autoencoder
+from igae_nerfstudio.igae.losses import PerceptualLoss, plane_variation, total_variation
+from igae_nerfstudio.igae.plane_store import PlaneStore
+from igae_nerfstudio.igae.real_images import RealImages
+from igae_nerfstudio.igae.run_log import RunLog, psnr
+from igae_nerfstudio.igae.scene_views import SceneViews
+from igae_nerfstudio.igae.schedule import ViewGroup, ViewSchedule
+from igae_nerfstudio.igae.triplanes import TriPlaneRender, TriPlaneRenderer, initial_planes
+
+Losses = Dict[str, Tensor]
+"""Terms by the name of their weight in the config, unweighted."""
+
+
+@dataclass
+class SceneBatch:
+    """Views of some scenes, with everything that a step needs of them. G groups of V views, B = G V."""
+
+    scenes: List[int]
+    """The distinct scenes of the whole batch, over all processes (U)."""
+    planes: Tensor
+    """(U, 3, F, K, K), a leaf that carries gradient."""
+    group_scene: List[int]
+    """For each group of this process, its place in `scenes`."""
+    views: Tensor
+    """Flat indices (B,) of this process's views."""
+    images: Optional[Tensor]
+    """(B, 3, H, W) in [0, 1]; None in stage 1."""
+    origins: Tensor
+    """(G, V h w, 3)."""
+    directions: Tensor
+    """(G, V h w, 3)."""
+
+
+class IGAETrainer:
+    """Both stages, checkpoints and the result.
+
+    Args:
+        config: settings.
+        scenes_dir: folder of scenes (`SceneViews`).
+        images_dir: folder of real images (`RealImages`).
+        autoencoder: where to start from.
+        output_dir: for everything that comes out; an unfinished training in it goes on.
+        accelerator: of Hugging Face accelerate; None makes one for this process.
+        tensorboard: write event files.
+        wandb: write to Weights & Biases.
+    """
+
+    def __init__(
+        self,
+        config: IGAEConfig,
+        scenes_dir: Path,
+        images_dir: Optional[Path],
+        autoencoder: AutoencoderConfig,
+        output_dir: Path,
+        accelerator: Any = None,
+        tensorboard: bool = True,
+        wandb: bool = False,
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.config, self.output_dir, self.source = config, output_dir, autoencoder
+        self.accelerator = accelerator or Accelerator()
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.main = self.accelerator.is_main_process
+        self.amp = config.mixed_precision and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        torch.manual_seed(config.seed)
+
+        self.autoencoder = TrainableAutoencoder(load_autoencoder(autoencoder).to(self.device))
+        self.downscale, c = self.autoencoder.downscale, self.autoencoder.latent_channels
+        size = config.data.view_size
+        if size % self.downscale:
+            raise InputError(
+                f"the autoencoder's downscale {self.downscale} does not divide data.view_size {size}; choose a multiple"
+            )
+        with self.accelerator.local_main_process_first():  # decodes the views once a machine
+            self.views = SceneViews.open(
+                scenes_dir,
+                size,
+                output_dir / "cache" / "views",
+                limit_scenes=config.data.max_scenes,
+                limit_views=config.data.max_views,
+            )
+        self.views.check_cameras(config.triplanes.half_extent)
+        self.real = self._real_images(images_dir)
+        self.counts = [self.views.num_views(scene) for scene in range(self.views.num_scenes)]
+
+        self.renderer = TriPlaneRenderer(config.triplanes, c).to(self.device)
+        self.normalizer = LatentNormalizer(c, config.latent_normalization).to(self.device)
+        self.preview = LatentPreview(c).to(self.device)
+        perceptual = config.weights.real_perceptual and config.weights.real_autoencoding
+        self.perceptual = PerceptualLoss().to(self.device) if perceptual else None
+        k, f = config.triplanes.resolution, config.triplanes.features
+        with self.accelerator.local_main_process_first():
+            self.planes = PlaneStore(output_dir / "cache" / "planes", (self.views.num_scenes, 3, f, k, k))
+        self.log = RunLog(output_dir, tensorboard, wandb, to_dict(config)) if self.main else None
+        self.stage, self.step = 1, 0
+        self.optimizer = self._make_optimizer()
+        self._last_checkpoint = time.monotonic()
+
+    def _real_images(self, folder: Optional[Path]) -> Optional[RealImages]:
+        stage, weights = self.config.stage2, self.config.weights
+        if not weights.real_autoencoding or not stage.real_per_batch or not stage.epochs:
+            return None
+        if folder is None:
+            raise InputError("--images is missing: a folder of real images (or set weights.real_autoencoding: 0)")
+        if stage.real_per_batch % self.world:
+            raise InputError(
+                f"stage2.real_per_batch is {stage.real_per_batch}, which {self.world} processes cannot share equally"
+            )
+        real = RealImages.open(folder, self.config.data.view_size, self.config.data.hold_out_every)
+        if len(real.train) < stage.real_per_batch:
+            raise InputError(
+                f"{folder} has fewer real images ({len(real.train)}) than a batch ({stage.real_per_batch}); add some "
+                "or lower stage2.real_per_batch"
+            )
+        return real
+
+    # The run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Both stages, from the start or from where the last run ended; returns the autoencoder's folder."""
+        resumed = self._resume()
+        self._encode_all_views()
+        if not resumed:
+            self._begin()
+        if self.stage == 1:
+            self._run_stage(1)
+            self.stage, self.step = 2, 0
+            self.optimizer = self._make_optimizer()
+            self.save_checkpoint()
+        self._run_stage(2)
+        self.save_checkpoint()
+        folder = self.output_dir / "autoencoder"
+        if self.main:
+            figures = self.validate()
+            export_autoencoder(folder, self.autoencoder.module, self.config, self.source, self.views, figures)
+            self.log.close()
+            say(f"The autoencoder is in {folder}: pass it to --pipeline.autoencoder.name-or-path")
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _begin(self) -> None:
+        """New planes, and everything that stays fixed: normalisation and preview of the latents."""
+        latents = self._latents[:: max(1, len(self._latents) // 2000)].float()
+        channels_last = latents.permute(0, 2, 3, 1).to(self.device)
+        self.normalizer.fit(channels_last)
+        self.preview.fit(self.normalizer.normalize(channels_last))
+        self._set_background()
+        if self.accelerator.is_local_main_process:
+            for scene in range(len(self.planes)):
+                generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + scene)
+                self.planes.fill(scene, initial_planes(self.config.triplanes, generator))
+        self.accelerator.wait_for_everyone()
+
+    def _run_stage(self, stage: int) -> None:
+        schedule, total = self.schedule(stage), self.steps(stage)
+        if self.step >= total:
+            return
+        name = "Stage 1: Tri-Planes" if stage == 1 else "Stage 2: Tri-Planes and autoencoder"
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, *times, disable=not self.main) as progress:
+            task = progress.add_task(name, total=total, completed=self.step)
+            while self.step < total:
+                losses = self.train_step(schedule.groups(self.step, self.rank, self.world), schedule)
+                self.step += 1
+                self._report(losses, progress)
+                progress.update(task, completed=self.step)
+
+    def _report(self, losses: Losses, progress: Progress) -> None:
+        """Numbers, figures and checkpoints, each when it is time."""
+        config = self.config
+        if self.step % config.steps_per_log == 0 and self.main:
+            values = {name: float(value) for name, value in losses.items()}
+            self.log.numbers(self.stage, self.step, values)
+        if self.stage == 2 and self.step % config.steps_per_figure == 0 and self.main:
+            numbers = self.validate()
+            self.log.numbers(self.stage, self.step, {f"validation_{name}": value for name, value in numbers.items()})
+            self.log.figure(self.stage, self.step, self.figure_rows())
+            progress.console.print(
+                f"step {self.step}: " + ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
+            )
+        due = time.monotonic() - self._last_checkpoint > 60 * config.minutes_per_checkpoint
+        if self.world > 1:  # all processes save together, when the first one's clock says so
+            due = bool(self.accelerator.reduce(torch.tensor(float(due and self.main), device=self.device)))
+        if due:
+            self.save_checkpoint()
+
+    def schedule(self, stage: int) -> ViewSchedule:
+        """The order of views in a stage."""
+        settings = self.config.stage1 if stage == 1 else self.config.stage2
+        seed = 2 * self.config.seed + stage
+        return ViewSchedule(self.counts, settings.views_per_batch, settings.views_per_scene, seed)
+
+    def steps(self, stage: int) -> int:
+        """Number of steps of a stage."""
+        settings = self.config.stage1 if stage == 1 else self.config.stage2
+        return settings.epochs * self.schedule(stage).steps_per_epoch
+
+    # A step --------------------------------------------------------------------------------------------------
+
+    def train_step(self, groups: List[ViewGroup], schedule: ViewSchedule) -> Losses:
+        """Losses, gradients over all processes, and one step of every optimiser."""
+        torch.manual_seed(((self.config.seed * 3 + self.stage) * 100_003 + self.step) * 1009 + self.rank)
+        self.renderer.train()
+        everyone = schedule.groups(self.step)
+        batch = self._scene_batch(groups, sorted({group.scene for group in everyone}))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            if self.stage == 1:
+                losses, weights = self.stage1_losses(batch), self._stage1_weights()
+            else:
+                losses, weights = {**self.scene_losses(batch), **self.real_losses()}, self._stage2_weights()
+        total = sum(weights[name] * value for name, value in losses.items())
+        self._stop_at_nan(total, losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self._average_gradients(batch.planes)
+        factor = self.config.lr_decay ** (self.step // schedule.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["base_lr"]
+        self.optimizer.step()
+        settings = self.config.stage1 if self.stage == 1 else self.config.stage2
+        if self.accelerator.is_local_main_process and batch.planes.grad is not None:
+            self.planes.step(batch.scenes, batch.planes, batch.planes.grad, factor * settings.planes_lr)
+        if self.world > 1:  # the planes' file is shared by the processes of a machine
+            self.accelerator.wait_for_everyone()
+        return {name: value.detach() for name, value in {**losses, "total": total}.items()}
+
+    def stage1_losses(self, batch: SceneBatch) -> Losses:
+        """Rendered against cached latents; E and D rest."""
+        encoded = self._latents[batch.views].to(self.device).float()
+        rendered = self.render(batch)
+        target = self._normalized(encoded)
+        return {"latent": F.mse_loss(rendered.latents, self._like(target, rendered)), **self._plane_tv(batch)}
+
+    def scene_losses(self, batch: SceneBatch) -> Losses:
+        """L_3D and L_ae (synth) on views of scenes (equations 5 to 9).
+
+        `latent` has gradients to phi and tau, `rgb` to psi and tau, `scene_autoencoding` to phi and psi,
+        `plane_tv` to the planes.
+        """
+        weights, losses = self.config.weights, {}
+        self._set_background()
+        latents = self.autoencoder.encode(batch.images, sample=self.config.sample_posterior)  # z = E(x)
+        rendered = self.render(batch) if weights.latent or weights.rgb else None  # y~ = R(T, p)
+        if weights.latent:
+            losses["latent"] = F.mse_loss(rendered.latents, self._like(self._normalized(latents), rendered))
+        if weights.rgb:
+            losses["rgb"] = F.mse_loss(self.decode_render(rendered, len(batch.images)), batch.images)
+        if weights.scene_autoencoding:
+            losses["scene_autoencoding"] = F.mse_loss(self.autoencoder.decode(latents).float(), batch.images)
+        return {**losses, **self._plane_tv(batch)}
+
+    def real_losses(self) -> Losses:
+        """L_ae (real), equation 10, to phi and psi."""
+        if self.real is None:
+            return {}
+        settings, weights = self.config.stage2, self.config.weights
+        images = self.real.batch(self.step, settings.real_per_batch, self.config.seed)[self.rank :: self.world]
+        images = images.to(self.device)
+        latents = self.autoencoder.encode(images, sample=self.config.sample_posterior)
+        decoded = self.autoencoder.decode(latents).float()
+        losses = {"real_autoencoding": F.mse_loss(decoded, images)}
+        if self.perceptual is not None:
+            losses["real_perceptual"] = self.perceptual(decoded, images)
+        if weights.real_latent_tv:
+            losses["real_latent_tv"] = total_variation(self._normalized(latents).permute(0, 3, 1, 2), 2, 1)
+        return losses
+
+    def _stage1_weights(self) -> Dict[str, float]:
+        return {"latent": 1.0, "plane_tv": self.config.stage1.plane_tv}
+
+    def _stage2_weights(self) -> Dict[str, float]:
+        w = self.config.weights
+        real = w.real_autoencoding  # the lambda in front of the whole of equation 10
+        return {
+            "latent": w.latent,
+            "rgb": w.rgb,
+            "scene_autoencoding": w.scene_autoencoding,
+            "plane_tv": w.plane_tv,
+            "real_autoencoding": real,
+            "real_perceptual": real * w.real_perceptual,
+            "real_latent_tv": real * w.real_latent_tv,
+        }
+
+    def _plane_tv(self, batch: SceneBatch) -> Losses:
+        weight = self.config.stage1.plane_tv if self.stage == 1 else self.config.weights.plane_tv
+        return {"plane_tv": plane_variation(batch.planes)} if weight else {}
+
+    # Renders -------------------------------------------------------------------------------------------------
+
+    def render(self, batch: SceneBatch) -> TriPlaneRender:
+        """y~ of the batch's views: latents (G, V h w, c)."""
+        place = torch.as_tensor(batch.group_scene, device=self.device)
+        return self.renderer(batch.planes[place], batch.origins, batch.directions)
+
+    def decode_render(self, rendered: TriPlaneRender, views: int) -> Tensor:
+        """x~ = D(z~), (B, 3, H, W) about [0, 1]."""
+        side = self.config.data.view_size // self.downscale
+        latents = self.normalizer.denormalize(rendered.latents).reshape(views, side, side, -1)
+        return self.autoencoder.decode(latents.permute(0, 3, 1, 2)).float()
+
+    def _normalized(self, latents: Tensor) -> Tensor:
+        """z (B, c, h, w) -> y (B, h, w, c)."""
+        return self.normalizer.normalize(latents.permute(0, 2, 3, 1).float())
+
+    @staticmethod
+    def _like(encoded: Tensor, rendered: TriPlaneRender) -> Tensor:
+        """y (B, h, w, c) in the shape (G, V h w, c) of a render."""
+        return encoded.reshape(rendered.latents.shape)
+
+    def _set_background(self) -> None:
+        """The latent background: what E now makes of the views' background colour."""
+        colour = self.autoencoder.encode_colour(torch.as_tensor(self.views.background, dtype=torch.float32))
+        self.renderer.set_background(self.normalizer.normalize(colour))
+
+    def _scene_batch(self, groups: List[ViewGroup], scenes: List[int], with_images: bool = True) -> SceneBatch:
+        scene_of_view = torch.tensor([group.scene for group in groups for _ in group.views])
+        views = torch.tensor([view for group in groups for view in group.views])
+        cameras = self.views.cameras(scene_of_view, views)
+        origins, directions = (rays.to(self.device) for rays in cameras.latent_rays(self.downscale))
+        images = None
+        if self.stage == 2 and with_images:
+            images = self.views.images(scene_of_view, views).to(self.device)
+        shape = (len(groups), -1, 3)
+        return SceneBatch(
+            scenes=scenes,
+            planes=self.planes.load(scenes, self.device).requires_grad_(True),
+            group_scene=[scenes.index(group.scene) for group in groups],
+            views=self.views.flat_index(scene_of_view, views),
+            images=images,
+            origins=origins.reshape(shape),
+            directions=directions.reshape(shape),
+        )
+
+    # Latents of all views ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _encode_all_views(self) -> None:
+        """The latents (V, c, h, w) of stage 1, in a memory-mapped file; encoded once a machine."""
+        side = self.config.data.view_size // self.downscale
+        shape = (self.views.total_views, self.autoencoder.latent_channels, side, side)
+        path = self.output_dir / "cache" / "latents.f16"
+        count = math.prod(shape)
+        if self.stage == 1 and self.accelerator.is_local_main_process and not path.exists():
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                file.truncate(2 * count)
+            latents = torch.from_file(str(part), shared=True, size=count, dtype=torch.float16).view(shape)
+            flat = [(scene, view) for scene, number in enumerate(self.counts) for view in range(number)]
+            with Progress(disable=not self.main) as progress:
+                for start in progress.track(range(0, len(flat), 32), description="Encoding views"):
+                    scenes, views = torch.tensor(flat[start : start + 32]).T
+                    encoded = self.autoencoder.encode(self.views.images(scenes, views).to(self.device))
+                    latents[self.views.flat_index(scenes, views)] = encoded.half().cpu()
+            os.replace(part, path)
+        self.accelerator.wait_for_everyone()
+        if path.exists():
+            self._latents = torch.from_file(str(path), shared=False, size=count, dtype=torch.float16).view(shape)
+
+    # Optimisers and processes --------------------------------------------------------------------------------
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Adam; the planes have their own (`PlaneStore`)."""
+        settings = self.config.stage1 if self.stage == 1 else self.config.stage2
+        groups: List[Tuple[str, Iterator[nn.Parameter], float]] = [
+            ("renderer", self.renderer.parameters(), settings.renderer_lr)
+        ]
+        if self.stage == 2:
+            groups.append(("encoder", self.autoencoder.parameters_of("encoder"), settings.encoder_lr))
+            groups.append(("decoder", self.autoencoder.parameters_of("decoder"), settings.decoder_lr))
+        return torch.optim.Adam(
+            [{"name": name, "params": list(values), "lr": lr, "base_lr": lr} for name, values, lr in groups],
+            betas=(0.9, 0.99),
+        )
+
+    def _average_gradients(self, planes: Tensor) -> None:
+        """The mean of all processes' gradients, of shared parameters and of the batch's planes, in one message."""
+        if self.world == 1:
+            return
+        tensors = [p for group in self.optimizer.param_groups for p in group["params"]] + [planes]
+        flat = torch.cat([(t.grad if t.grad is not None else torch.zeros_like(t)).flatten() for t in tensors])
+        flat = self.accelerator.reduce(flat, reduction="mean")
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors])):
+            tensor.grad = part.view_as(tensor).clone()
+
+    def _stop_at_nan(self, total: Tensor, losses: Losses) -> None:
+        if self.device.type == "cuda" and self.step % 20:  # the check waits for the device
+            return
+        if bool(torch.isfinite(total)):
+            return
+        bad = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+        kept = self._newest_checkpoint()
+        where = f"the last good state is kept in {kept}" if kept else "there is no checkpoint yet"
+        raise InputError(
+            f"the loss became {float(total)} in stage {self.stage} at step {self.step} "
+            f"({', '.join(bad) or 'their sum'}); {where}. "
+            f"Lower the rates of stage{self.stage} and run the same command again"
+        )
+
+    # Checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """State and planes, whole or not at all: a new folder takes the place of the old one."""
+        self._last_checkpoint = time.monotonic()
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            new, current, old = (self.output_dir / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+            shutil.rmtree(new, ignore_errors=True)
+            state = {
+                "config": to_dict(self.config),
+                "scenes": self.views.names,
+                "stage": self.stage,
+                "step": self.step,
+                "autoencoder": self.autoencoder.state_dict(),
+                "renderer": self.renderer.state_dict(),
+                "normalizer": self.normalizer.state_dict(),
+                "preview": self.preview.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "visits": self.planes.visits,
+            }
+            try:
+                self.planes.save(new)
+                torch.save(state, new / "state.pt")
+                shutil.rmtree(old, ignore_errors=True)
+                if current.exists():
+                    current.rename(old)
+                new.rename(current)
+                shutil.rmtree(old, ignore_errors=True)
+            except OSError as error:
+                shutil.rmtree(new, ignore_errors=True)
+                warn(f"No checkpoint at step {self.step} of stage {self.stage}: {error}; the earlier one is kept.")
+        self.accelerator.wait_for_everyone()
+
+    def _newest_checkpoint(self) -> Optional[Path]:
+        """The checkpoint's folder; a kill between two renames leaves the older one under another name."""
+        for name in ("checkpoint", "checkpoint.old"):
+            if (self.output_dir / name / "state.pt").exists():
+                return self.output_dir / name
+        return None
+
+    def _resume(self) -> bool:
+        folder = self._newest_checkpoint()
+        if folder is None:
+            return False
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        self._check_same(folder, state)
+        self.autoencoder.load_state_dict(state["autoencoder"])
+        self.renderer.load_state_dict(state["renderer"])
+        self.normalizer.load_state_dict(state["normalizer"])
+        self.preview.load_state_dict(state["preview"])
+        self.stage, self.step = state["stage"], state["step"]
+        self.optimizer = self._make_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.is_local_main_process:
+            self.planes.restore(folder, state["visits"])
+        if self.main:
+            self.log.rewind(self.stage, self.step)
+            say(f"Going on with stage {self.stage} after step {self.step}, from {folder}")
+        self.accelerator.wait_for_everyone()
+        return True
+
+    def _check_same(self, folder: Path, state: Dict[str, Any]) -> None:
+        """Raises InputError where the checkpoint belongs to another configuration or other scenes."""
+        differing = sorted(set(_flat(state["config"]).items()) ^ set(_flat(to_dict(self.config)).items()), key=str)
+        free = ("steps_per_log", "steps_per_figure", "minutes_per_checkpoint")
+        keys = sorted({key for key, _ in differing if key not in free})
+        if keys:
+            raise InputError(
+                f"{folder} was made with other settings ({', '.join(keys)}); use the same config, or another "
+                "--output-dir"
+            )
+        if state["scenes"] != self.views.names:
+            raise InputError(f"{folder} was made with other scenes; use the same --scenes, or another --output-dir")
+
+    # Looking -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> Dict[str, float]:
+        """PSNR in dB: held-out real images through the autoencoder; views through it; decoded renders; latents."""
+        result: Dict[str, List[float]] = defaultdict(list)
+        if self.real is not None:
+            for images in self.real.validation_batch().split(10):
+                images = images.to(self.device)
+                decoded = self.autoencoder.decode(self.autoencoder.encode(images)).float().clamp(0, 1)
+                result["real_psnr"] += psnr(decoded, images).tolist()
+        for view in self._shown_views():
+            result["view_psnr"].append(float(psnr(view["autoencoded"], view["image"])[0]))
+            result["render_psnr"].append(float(psnr(view["decoded"], view["image"])[0]))
+            result["latent_psnr"].append(float(psnr(view["rendered"], view["encoded"])[0]))
+        return {name: sum(values) / len(values) for name, values in result.items()}
+
+    @torch.no_grad()
+    def _shown_views(self) -> Iterator[Dict[str, Tensor]]:
+        """The first view of up to four scenes, in every form; pictures (1, 3, H, W), latents (1, c, h, w)."""
+        self.renderer.eval()
+        stage, self.stage = self.stage, 2
+        number = self.views.num_scenes
+        for scene in sorted({round(i * (number - 1) / 3) for i in range(4)}):
+            batch = self._scene_batch([ViewGroup(scene, (0,))], [scene])
+            latents = self.autoencoder.encode(batch.images)
+            rendered = self.render(batch)
+            encoded = self._normalized(latents)
+            yield {
+                "image": batch.images,
+                "autoencoded": self.autoencoder.decode(latents).float().clamp(0, 1),
+                "encoded": encoded.permute(0, 3, 1, 2),
+                "rendered": rendered.latents.reshape(encoded.shape).permute(0, 3, 1, 2),
+                "decoded": self.decode_render(rendered, 1).clamp(0, 1),
+            }
+        self.stage = stage
+
+    def figure_rows(self) -> List[List[Tensor]]:
+        """For each shown view: photo, autoencoded, latent of the view, rendered latent, decoded render; (H, W, 3)."""
+        rows = []
+        for view in self._shown_views():
+            previews = [self.preview(view[name][0].permute(1, 2, 0)) for name in ("encoded", "rendered")]
+            previews = [p.repeat_interleave(self.downscale, 0).repeat_interleave(self.downscale, 1) for p in previews]
+            pictures = [view[name][0].permute(1, 2, 0) for name in ("image", "autoencoded", "decoded")]
+            rows.append([picture.float().cpu() for picture in (*pictures[:2], *previews, pictures[2])])
+        return rows
+
+
+def _flat(entries: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    result: Dict[str, Any] = {}
+    for key, value in entries.items():
+        result.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return result

@@ -1,0 +1,238 @@
+"""The IG-AE step: which term teaches what, and a training that is stopped, resumed and shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_autoencoder, write_blender_scene
+from PIL import Image
+
+from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.igae.config import IGAEConfig, load_config
+from igae_nerfstudio.igae.training import IGAETrainer
+
+TERMS = {  # the parameters that each term teaches (paper, equations 6, 7, 9, 10 and 14)
+    "latent": {"encoder", "renderer", "planes"},
+    "rgb": {"decoder", "renderer", "planes"},
+    "scene_autoencoding": {"encoder", "decoder"},
+    "plane_tv": {"planes"},
+    "real_autoencoding": {"encoder", "decoder"},
+    "real_latent_tv": {"encoder"},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three scenes of four views, 25 noisy pictures and an autoencoder."""
+    folder = tmp_path_factory.mktemp("igae")
+    for name in ("a", "b", "c"):
+        write_blender_scene(folder / "scenes" / name, counts=(4, 1, 1))
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for i in range(25):
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(folder / "images" / f"{i:02d}.png")
+    tiny_autoencoder().save_pretrained(folder / "autoencoder")
+    return {name: folder / name for name in ("scenes", "images", "autoencoder")}
+
+
+def small_config(**weights: float) -> IGAEConfig:
+    config = IGAEConfig()
+    config.data.view_size = 48
+    config.triplanes.resolution, config.triplanes.features, config.triplanes.hidden = 8, 4, 8
+    config.triplanes.samples = config.triplanes.importance_samples = 6
+    config.stage1.epochs, config.stage1.views_per_batch, config.stage1.views_per_scene = 2, 4, 2
+    config.stage2.epochs, config.stage2.views_per_batch, config.stage2.views_per_scene = 2, 4, 2
+    config.stage2.real_per_batch = 2
+    config.stage2.encoder_lr = config.stage2.decoder_lr = 1e-3
+    config.weights.real_perceptual = 0.0  # no test fetches AlexNet
+    config.steps_per_log = 1
+    for name, value in weights.items():
+        setattr(config.weights, name, value)
+    return config
+
+
+def make_trainer(data: dict[str, Path], output_dir: Path, config: IGAEConfig | None = None) -> IGAETrainer:
+    source = AutoencoderConfig(name_or_path=str(data["autoencoder"]))
+    config = config or small_config()
+    return IGAETrainer(config, data["scenes"], data["images"], source, output_dir, tensorboard=False)
+
+
+def test_each_term_teaches_what_the_paper_says(data: dict[str, Path], tmp_path: Path) -> None:
+    trainer = make_trainer(data, tmp_path)
+    trainer._encode_all_views()
+    trainer._begin()
+    trainer.stage = 2
+    for term, expected in TERMS.items():
+        groups = trainer.schedule(2).groups(0)
+        batch = trainer._scene_batch(groups, sorted({group.scene for group in groups}))
+        trainer.autoencoder.zero_grad()
+        trainer.renderer.zero_grad()
+        losses = {**trainer.scene_losses(batch), **trainer.real_losses()}
+        assert set(losses) == set(TERMS)
+        losses[term].backward()
+        taught = {
+            "encoder": any_gradient(trainer.autoencoder.parameters_of("encoder")),
+            "decoder": any_gradient(trainer.autoencoder.parameters_of("decoder")),
+            "renderer": any_gradient(trainer.renderer.parameters()),
+            "planes": any_gradient([batch.planes]),
+        }
+        assert {name for name, value in taught.items() if value} == expected, term
+
+
+def any_gradient(parameters) -> bool:
+    return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in parameters)
+
+
+def test_every_parameter_of_the_autoencoder_is_in_one_half(data: dict[str, Path], tmp_path: Path) -> None:
+    autoencoder = make_trainer(data, tmp_path).autoencoder
+    halves = [id(p) for half in ("encoder", "decoder") for p in autoencoder.parameters_of(half)]
+    assert sorted(halves) == sorted(id(p) for p in autoencoder.parameters())
+
+
+def test_terms_switch_off(data: dict[str, Path], tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "igae" / "no_pr.yaml")
+    assert config.weights.latent == 1 and config.weights.scene_autoencoding == config.weights.real_autoencoding == 0
+    trainer = make_trainer(data, tmp_path, small_config(scene_autoencoding=0, real_autoencoding=0))
+    trainer._encode_all_views()
+    trainer._begin()
+    trainer.stage = 2
+    groups = trainer.schedule(2).groups(0)
+    batch = trainer._scene_batch(groups, sorted({group.scene for group in groups}))
+    assert set(trainer.scene_losses(batch)) == {"latent", "rgb", "plane_tv"} and trainer.real_losses() == {}
+
+
+def test_latents_and_background_are_the_encoders_own(data: dict[str, Path], tmp_path: Path) -> None:
+    trainer = make_trainer(data, tmp_path)
+    trainer._encode_all_views()
+    trainer._begin()
+    reference = load_autoencoder(AutoencoderConfig(name_or_path=str(data["autoencoder"])))
+    images = trainer.views.images(torch.tensor([1]), torch.tensor([2]))
+    cached = trainer._latents[trainer.views.flat_index(torch.tensor([1]), torch.tensor([2]))].float()
+    torch.testing.assert_close(cached, reference.encode(images), atol=2e-3, rtol=2e-3)
+    background = trainer.normalizer.normalize(reference.encode_colour(torch.ones(3)))
+    torch.testing.assert_close(trainer.renderer.composite.background, background, atol=1e-4, rtol=1e-4)
+
+
+def weights_of(folder: Path) -> torch.Tensor:
+    module = load_autoencoder(AutoencoderConfig(name_or_path=str(folder))).module
+    return torch.cat([p.flatten() for p in module.state_dict().values()])
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("stop_at", [(1, 1), (1, 5), (2, 3)])
+def test_a_stopped_training_ends_where_the_uninterrupted_one_does(
+    data: dict[str, Path], tmp_path: Path, stop_at: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints after every step; stopped in the middle of a step, whose planes are already written."""
+    whole = make_trainer(data, tmp_path / "whole").run()
+    config = small_config()
+    config.minutes_per_checkpoint = 0
+    trainer = make_trainer(data, tmp_path / "stopped", config)
+    report = trainer._report
+
+    def stop(losses, progress):
+        if (trainer.stage, trainer.step) == stop_at:
+            raise Stop
+        report(losses, progress)
+
+    monkeypatch.setattr(trainer, "_report", stop)
+    with pytest.raises(Stop):
+        trainer.run()
+    again = make_trainer(data, tmp_path / "stopped", config)
+    folder = again.run()
+    assert torch.equal(weights_of(folder), weights_of(whole))
+    lines = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["stage"], line["step"]) for line in lines if "total" in line]
+    assert steps == [(1, i) for i in range(1, 7)] + [(2, i) for i in range(1, 7)]
+
+
+def test_the_result_is_an_autoencoder_that_has_changed(data: dict[str, Path], tmp_path: Path) -> None:
+    folder = make_trainer(data, tmp_path).run()
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "README.md", "training.json"}
+    assert not torch.equal(weights_of(folder), weights_of(data["autoencoder"]))
+    facts = json.loads((folder / "training.json").read_text())
+    assert facts["scenes"] == ["a", "b", "c"] and facts["config"]["stage2"]["epochs"] == 2
+    assert set(facts["psnr"]) == {"real_psnr", "view_psnr", "render_psnr", "latent_psnr"}
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1]) / "tests")); sys.path.insert(0, str(Path(sys.argv[1]) / "tests" / "igae"))
+from test_training import make_trainer, small_config
+scenes, images, autoencoder, out = map(Path, sys.argv[2:6])
+config = small_config()
+config.triplanes.jitter = False
+make_trainer({"scenes": scenes, "images": images, "autoencoder": autoencoder}, out, config).run()
+"""
+
+
+def test_two_processes_do_what_one_does(data: dict[str, Path], tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for count in (1, 2):
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={count}"]
+        launch += [
+            "--num_machines=1",
+            "--mixed_precision=no",
+            "--dynamo_backend=no",
+            f"--main_process_port={29600 + count}",
+        ]
+        arguments = [ROOT, data["scenes"], data["images"], data["autoencoder"], tmp_path / str(count)]
+        result = subprocess.run(
+            [str(word) for word in [*launch, script, *arguments]], env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    one, two = (weights_of(tmp_path / str(count) / "autoencoder") for count in (1, 2))
+    start = weights_of(data["autoencoder"])
+    assert float((one - start).abs().max()) > 1e-3
+    torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
+
+
+def test_nan_stops_and_names_the_term(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    config.minutes_per_checkpoint = 0
+    trainer = make_trainer(data, tmp_path, config)
+    original = trainer.scene_losses
+
+    def poisoned(batch):
+        losses = original(batch)
+        return {**losses, "rgb": losses["rgb"] * float("nan")} if trainer.step == 2 else losses
+
+    monkeypatch.setattr(trainer, "scene_losses", poisoned)
+    with pytest.raises(InputError, match=r"stage 2 at step 2 \(rgb\); the last good state is kept in .*checkpoint"):
+        trainer.run()
+    state = torch.load(tmp_path / "checkpoint" / "state.pt", weights_only=True)
+    assert (state["stage"], state["step"]) == (2, 2)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(data: dict[str, Path], tmp_path: Path) -> None:
+    make_trainer(data, tmp_path).run()
+    with pytest.raises(InputError, match=r"other settings \(weights.rgb\)"):
+        make_trainer(data, tmp_path, small_config(rgb=0.5)).run()
+
+
+def test_bad_input(data: dict[str, Path], tmp_path: Path) -> None:
+    config = small_config()
+    config.data.view_size = 44
+    with pytest.raises(InputError, match="downscale 8 does not divide data.view_size 44"):
+        make_trainer(data, tmp_path, config)
+    config = small_config()
+    config.stage2.real_per_batch = 400
+    with pytest.raises(InputError, match=r"fewer real images \(23\) than a batch \(400\)"):
+        make_trainer(data, tmp_path, config)
+    with pytest.raises(InputError, match="--images is missing"):
+        make_trainer({**data, "images": None}, tmp_path)
