@@ -30,7 +30,7 @@ class DataConfig:
     max_scenes: Optional[int] = None
     """Take the first scenes only; None: all (paper: 500)."""
     max_views: Optional[int] = None
-    """Take the first training views of each scene only; None: all (paper: 300)."""
+    """Take so many training views of each scene, evenly over its list; None: all (paper: 300)."""
     hold_out_every: Optional[int] = 20
     """Every so many-th real image is kept for validation; None: none is."""
 

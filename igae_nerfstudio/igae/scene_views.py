@@ -486,7 +486,7 @@ def _write_views(
         cache_dir.mkdir(parents=True, exist_ok=True)
         for abandoned in cache_dir.glob(f".{VIEWS_FILE}.*"):
             if time.time() - abandoned.stat().st_mtime > ABANDONED_SECONDS:
-                abandoned.unlink()
+                abandoned.unlink(missing_ok=True)
         needed, free = len(paths) * size * size * 3, shutil.disk_usage(cache_dir).free
         if needed > free:
             raise InputError(

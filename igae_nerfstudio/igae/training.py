@@ -43,6 +43,9 @@ from igae_nerfstudio.igae.scene_views import SceneViews
 from igae_nerfstudio.igae.schedule import ViewGroup, ViewSchedule
 from igae_nerfstudio.igae.triplanes import TriPlaneRender, TriPlaneRenderer, initial_planes
 
+VALIDATION_IMAGES = 200
+"""At most so many held-out real images are measured."""
+
 Losses = Dict[str, Tensor]
 """Terms by the name of their weight in the config, unweighted."""
 
@@ -102,7 +105,9 @@ class IGAETrainer:
         self.amp = config.mixed_precision and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         torch.manual_seed(config.seed)
 
-        self.autoencoder = TrainableAutoencoder(load_autoencoder(autoencoder).to(self.device))
+        loaded = load_autoencoder(autoencoder).to(self.device)
+        encoder_hash = loaded.encoder_hash
+        self.autoencoder = TrainableAutoencoder(loaded)
         self.downscale, c = self.autoencoder.downscale, self.autoencoder.latent_channels
         size = config.data.view_size
         if size % self.downscale:
@@ -118,6 +123,8 @@ class IGAETrainer:
                 limit_views=config.data.max_views,
             )
         self.views.check_cameras(config.triplanes.half_extent)
+        name = f"latents-{encoder_hash[:8]}-{self.views.fingerprint[:8]}.f16"
+        self._latents_path = output_dir / "cache" / name
         self.real = self._real_images(images_dir)
         self.counts = [self.views.num_views(scene) for scene in range(self.views.num_scenes)]
 
@@ -377,8 +384,7 @@ class IGAETrainer:
         """The latents (V, c, h, w) of stage 1, in a memory-mapped file; encoded once a machine."""
         side = self.config.data.view_size // self.downscale
         shape = (self.views.total_views, self.autoencoder.latent_channels, side, side)
-        path = self.output_dir / "cache" / "latents.f16"
-        count = math.prod(shape)
+        path, count = self._latents_path, math.prod(shape)
         if self.stage == 1 and self.accelerator.is_local_main_process and not path.exists():
             part = path.with_suffix(".part")
             with part.open("wb") as file:
@@ -517,7 +523,7 @@ class IGAETrainer:
         """PSNR in dB: held-out real images through the autoencoder; views through it; decoded renders; latents."""
         result: Dict[str, List[float]] = defaultdict(list)
         if self.real is not None:
-            for images in self.real.validation_batch().split(10):
+            for images in self.real.validation_batch(limit=VALIDATION_IMAGES).split(10):
                 images = images.to(self.device)
                 decoded = self.autoencoder.decode(self.autoencoder.encode(images)).float().clamp(0, 1)
                 result["real_psnr"] += psnr(decoded, images).tolist()
