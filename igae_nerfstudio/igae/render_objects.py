@@ -37,7 +37,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,7 +106,7 @@ class RenderObjects:
     processes: Optional[int] = None
     """Blenders at the same time, one thread and about 0.4 GB each; by default one per core."""
     timeout: float = 1800.0
-    """Give a mesh up when it has not got a view done for so many seconds."""
+    """Give a mesh up when it has not got a view done for so many seconds: on a busy machine a view takes long."""
     overwrite: bool = False
     """Render scenes again that are there but were made from another mesh or with other settings."""
 
@@ -177,8 +177,8 @@ class Report:
     """Spent in all processes on the views counted above."""
 
     def __str__(self) -> str:
-        text = f"{self.rendered} scenes rendered, {self.found} there already, {len(self.failed)} failed"
-        return f"{text}; {self.seconds / self.views:.2f} s a view and process" if self.views else text
+        text = f"Scenes: {self.rendered} rendered, {self.found} there already, {len(self.failed)} failed"
+        return f"{text}; {self.seconds / self.views:.2f} s a view in each process" if self.views else text
 
 
 # --- Meshes ---
@@ -443,8 +443,11 @@ class Workers:
             try:
                 for line in process.stdout:
                     watchdog.cancel()
-                    last = json.loads(line)
-                    if last["event"] == "view":
+                    try:
+                        last = json.loads(line)
+                    except ValueError:  # it died within the line
+                        last = {}
+                    if last.get("event") == "view":
                         on_view()
                     watchdog = threading.Timer(self.timeout, kill)
                     watchdog.start()
@@ -599,7 +602,6 @@ def render_all(config: RenderObjects, console: Console) -> Report:
         random.Random(config.seed).shuffle(meshes)
         meshes = meshes[: config.limit]
     report = Report()
-    workers = Workers(config.timeout)
     with output_folder(config.output_dir):
         pending = []
         for mesh in meshes:
@@ -610,58 +612,65 @@ def render_all(config: RenderObjects, console: Console) -> Report:
                     pending.append(mesh)
             except OSError as error:
                 report.failed[mesh.relative] = f"cannot be read: {error.strerror or error}"
-        if not pending:
-            return report
-        check_blender(workers)
-
-        views = sum(config.counts().values())
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("views"),
-            TimeElapsedColumn(),
-            TextColumn("left:"),
-            TimeRemainingColumn(),
-        )
-        # A log gets a line per scene in the place of the bar.
-        progress = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=300)
-        count = config.processes or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
-        with progress, ThreadPoolExecutor(min(count, len(pending))) as pool:
-            task = progress.add_task("", total=views * len(pending))
-            futures: dict[Future, Mesh] = {}
-            seen: Counter[str] = Counter()
-
-            def submit(mesh: Mesh) -> None:
-                def on_view() -> None:
-                    seen[mesh.name] += 1
-                    progress.advance(task)
-
-                futures[pool.submit(render_scene, mesh, config, workers, on_view)] = mesh
-
-            for mesh in pending:
-                submit(mesh)
-            try:
-                for number, future in enumerate(as_completed(futures), 1):
-                    mesh = futures[future]
-                    try:
-                        seconds = future.result()
-                        report.rendered += 1
-                        report.views += views
-                        report.seconds += seconds
-                        outcome = f"{views} views in {seconds:.1f} s"
-                    except SceneFailed as error:
-                        report.failed[mesh.relative] = str(error)
-                        progress.update(task, total=progress.tasks[0].total - views, advance=-seen[mesh.name])
-                        outcome = f"failed: {error}"
-                    progress.update(task, description=f"{number} of {len(pending)} scenes")
-                    if not console.is_terminal:
-                        _say(console, f"{number} of {len(pending)}, {mesh.name}: {outcome}")
-            except BaseException:
-                workers.stop()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        if pending:
+            workers = Workers(config.timeout)
+            check_blender(workers)
+            _render(pending, config, workers, report, console)
     return report
+
+
+def _render(pending: Sequence[Mesh], config: RenderObjects, workers: Workers, report: Report, console: Console) -> None:
+    """Render meshes side by side, with a progress bar over the views, and add to the report."""
+    views = sum(config.counts().values())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("views"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    # A log gets a line per scene in the place of the bar.
+    progress = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=300)
+    task = progress.add_task(f"0 of {len(pending)} scenes", total=views * len(pending))
+    total, seen = views * len(pending), Counter[str]()
+
+    def render(mesh: Mesh) -> float:
+        def on_view() -> None:
+            seen[mesh.name] += 1
+            progress.advance(task)
+
+        return render_scene(mesh, config, workers, on_view)
+
+    with progress, ThreadPoolExecutor(min(config.processes or _cores(), len(pending))) as pool:
+        futures = {pool.submit(render, mesh): mesh for mesh in pending}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                mesh = futures[future]
+                try:
+                    seconds = future.result()
+                    report.rendered += 1
+                    report.views += views
+                    report.seconds += seconds
+                    outcome = f"{views} views in {seconds:.1f} s"
+                except SceneFailed as error:
+                    report.failed[mesh.relative] = str(error)
+                    total -= views
+                    progress.update(task, total=total, advance=-seen[mesh.name])
+                    outcome = f"failed: {error}"
+                progress.update(task, description=f"{number} of {len(pending)} scenes")
+                if not console.is_terminal:
+                    _say(console, f"{number} of {len(pending)}, {mesh.name}: {outcome}")
+        except BaseException:
+            workers.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _say(console: Console, message: str, style: Optional[str] = None) -> None:
@@ -685,7 +694,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return 130
     for relative, reason in sorted(report.failed.items()):
         _say(console, f"failed: {relative}: {reason}", "yellow")
-    _say(console, f"{report}; {time.monotonic() - start:.0f} s in all. Scenes are in {config.output_dir}")
+    _say(console, f"{report}; {time.monotonic() - start:.0f} s in all, into {config.output_dir}")
     return 0 if report.rendered + report.found else 1
 
 

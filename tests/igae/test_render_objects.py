@@ -292,12 +292,12 @@ def test_a_mesh_that_fails_is_named_and_passed_over(
     assert "failed: crash.glb: Blender crashed (SIGSEGV)" in lines
     assert "failed: exit.obj: Blender ended with exit status 1: no luck today" in lines
     assert "failed: lazy.gltf: Blender left pictures out" in lines
-    assert lines[-1].startswith("2 scenes rendered, 0 there already, 4 failed")
+    assert lines[-1].startswith("Scenes: 2 rendered, 0 there already, 4 failed")
     assert sorted(path.name for path in out.iterdir()) == [".lock", "good", "x-good"]
 
     assert main(words(meshes, out)) == 0  # failed ones are tried again, the others are not
     assert renders(fake_blender).count("good.glb") == 2
-    assert "0 scenes rendered, 2 there already, 4 failed" in capsys.readouterr().out
+    assert "Scenes: 0 rendered, 2 there already, 4 failed" in capsys.readouterr().out
 
 
 def test_a_worker_that_falls_silent_is_killed(fake_blender: Path) -> None:
@@ -458,7 +458,7 @@ def test_blender_names_what_it_cannot_render(rendered: Path) -> None:
     assert "failed: empty.obj: holds no faces" in lines
     assert any(line.startswith("failed: flat.obj: ") for line in lines)
     assert "failed: textured.obj: its texture nowhere.png cannot be read" in lines
-    assert lines[-1].startswith("2 scenes rendered, 0 there already, 4 failed")
+    assert lines[-1].startswith("Scenes: 2 rendered, 0 there already, 4 failed")
     assert len(lines) == 6 + 4 + 1  # nothing of what Blender prints
     names = sorted(path.name for path in (rendered / "out").iterdir())
     assert names == [".lock", "binary", "boxes"]
