@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Callable, Literal, Optional
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,10 @@ from tyro.conf import Suppress
 
 from igae_nerfstudio.errors import InputError
 
-BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED = {name: Path(__file__).parent / name for name in ("bundled", "bundled-ae")}
+"""The autoencoders that come with the package."""
 
-SUPPORTED_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+SUPPORTED_CLASSES = ("AutoencoderDC", "AutoencoderKL", "AutoencoderTiny")
 
 
 @dataclass
@@ -35,7 +36,8 @@ class AutoencoderConfig:
 
     name_or_path: str = "bundled"
     """A folder in diffusers' format (`config.json` and weights), a Hugging Face hub id such as
-    `ostris/vae-kl-f8-d16`, or `bundled`: the small one that comes with the package and needs no hub."""
+    `ostris/vae-kl-f8-d16`, or one of the two small ones that come with the package and need no hub: `bundled`, an
+    IG-AE, and `bundled-ae`, the standard autoencoder that it was made from."""
     subfolder: Optional[str] = None
     """Folder inside `name_or_path` that holds the autoencoder, often `vae`; None: the top."""
     revision: Optional[str] = None
@@ -68,7 +70,7 @@ class Autoencoder:
     Not an `nn.Module`, so that a pipeline can hold it without its weights entering the checkpoint.
 
     Args:
-        module: diffusers' `AutoencoderKL` or `AutoencoderTiny`.
+        module: of a class in `SUPPORTED_CLASSES`.
         precision: arithmetic of `encode`.
     """
 
@@ -120,9 +122,7 @@ class Autoencoder:
         images = pad_to_multiple(images, self.downscale).to(self.device)
         dtype = getattr(torch, self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            encoded = self.module.encode(2 * images - 1)
-        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        return latents.float()
+            return latents_of(self.module.encode(2 * images - 1)).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, size: Optional[tuple[int, int]] = None) -> Tensor:
@@ -136,19 +136,32 @@ class Autoencoder:
 
         Args:
             colour: (3,) in [0, 1].
-            size: side of the flat picture in pixels; the mean is taken over its inner half, where the zero
-                padding at the encoder's borders has no influence.
+            size: side of the flat picture in pixels.
 
         Returns:
             Latent (c,).
         """
-        latents = self.encode(colour.to(self.device).view(1, 3, 1, 1).expand(1, 3, size, size))[0]
-        h, w = latents.shape[-2:]
-        return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2))
+        return flat_latent(self.encode, colour.to(self.device), size)
 
     def make_decoder(self) -> Decoder:
         """A trainable copy of D; this autoencoder stays as it was."""
         return _channels_last(Decoder(copy.deepcopy(self.module)).requires_grad_(True))
+
+
+def latents_of(encoded: Any, sample: bool = False) -> Tensor:
+    """The latents (B, c, h, w) in what a diffusers encoder returns: of its posterior, where there is one, the mean or
+    a sample."""
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.sample() if sample else encoded.latent_dist.mode()
+    return encoded.latent if hasattr(encoded, "latent") else encoded.latents
+
+
+def flat_latent(encode: Callable[[Tensor], Tensor], colour: Tensor, size: int = 128) -> Tensor:
+    """The latent (c,) of a colour (3,), in the inner half of a flat picture, where the zero padding at the encoder's
+    borders has no influence."""
+    latents = encode(colour.view(1, 3, 1, 1).expand(1, 3, size, size))[0]
+    h, w = latents.shape[-2:]
+    return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2))
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
@@ -159,7 +172,7 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 def downscale_of(config: Any) -> int:
-    """l = 2^(stages - 1): both diffusers classes halve the picture between consecutive stages."""
+    """l = 2^(stages - 1): all of diffusers' classes halve the picture between consecutive stages."""
     stages = config.get("block_out_channels") or config["encoder_block_out_channels"]
     return 2 ** (len(stages) - 1)
 
@@ -171,7 +184,7 @@ def load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         InputError: it cannot be found or fetched, or it is of a class that cannot be used.
     """
     diffusers = _quiet_diffusers()
-    source = BUNDLED if config.name_or_path == "bundled" else Path(config.name_or_path).expanduser()
+    source = BUNDLED.get(config.name_or_path) or Path(config.name_or_path).expanduser()
     local = source.exists() or config.name_or_path.startswith((".", "/", "~"))
     name = str(source) if local else config.name_or_path
     if local and not source.exists():
@@ -194,7 +207,7 @@ def load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         ) from error
     if class_name not in SUPPORTED_CLASSES:
         raise InputError(
-            f"autoencoder '{name}' is a {class_name}; supported are {' and '.join(SUPPORTED_CLASSES)}, "
+            f"autoencoder '{name}' is a {class_name}; supported are {', '.join(SUPPORTED_CLASSES)}, "
             "with --pipeline.autoencoder.subfolder NAME where it is one part of a larger model"
         )
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, downscale_of
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, Decoder, flat_latent, latents_of
 
 
 class TrainableAutoencoder(nn.Module):
@@ -21,8 +21,8 @@ class TrainableAutoencoder(nn.Module):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.module = autoencoder.module.requires_grad_(True).to(memory_format=torch.channels_last)
-        self.latent_channels: int = self.module.config["latent_channels"]
-        self.downscale = downscale_of(self.module.config)
+        self.latent_channels = autoencoder.latent_channels
+        self.downscale = autoencoder.downscale
 
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
         """z = E(x) with gradient.
@@ -34,24 +34,18 @@ class TrainableAutoencoder(nn.Module):
         Returns:
             (B, c, h, w).
         """
-        encoded = self.module.encode((2 * images - 1).contiguous(memory_format=torch.channels_last))
-        if hasattr(encoded, "latent_dist"):
-            return encoded.latent_dist.sample() if sample else encoded.latent_dist.mode()
-        return encoded.latents
+        images = (2 * images - 1).contiguous(memory_format=torch.channels_last)
+        return latents_of(self.module.encode(images), sample)
 
     def decode(self, latents: Tensor) -> Tensor:
         """x^ = D(z) with gradient: (B, c, h, w) -> (B, 3, l h, l w), about [0, 1], not clamped."""
-        if hasattr(self.module, "post_quant_conv") and self.module.post_quant_conv is not None:
-            latents = self.module.post_quant_conv(latents)
-        return (self.module.decoder(latents.contiguous(memory_format=torch.channels_last)) + 1) / 2
+        return Decoder(self.module)(latents.contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def encode_colour(self, colour: Tensor) -> Tensor:
-        """What E now makes of a flat colour (3,): a latent (c,), away from the borders' zero padding."""
+        """What E now makes of a flat colour (3,): a latent (c,)."""
         device = next(self.module.parameters()).device
-        latents = self.encode(colour.to(device).view(1, 3, 1, 1).expand(1, 3, 128, 128))[0]
-        h, w = latents.shape[-2:]
-        return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2)).float()
+        return flat_latent(self.encode, colour.to(device)).float()
 
     def parameters_of(self, half: Literal["encoder", "decoder"]) -> Iterator[Parameter]:
         """phi or psi."""

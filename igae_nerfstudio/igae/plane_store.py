@@ -8,6 +8,7 @@ gradient nor optimiser work ("lazy" Adam: a scene's moments decay only when it i
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -36,9 +37,7 @@ class PlaneStore:
     ) -> None:
         self.folder, self.shape, self.betas, self.eps = folder, tuple(shape), betas, eps
         folder.mkdir(parents=True, exist_ok=True)
-        count = 1
-        for side in shape:
-            count *= side
+        count = math.prod(shape)
         self._maps: Dict[str, Tensor] = {}
         for name in FILES:
             path = folder / f"{name}.f32"

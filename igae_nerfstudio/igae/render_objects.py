@@ -45,9 +45,9 @@ from typing import Any, Literal, Optional
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from igae_nerfstudio.console import CONSOLE, say, warn
 from igae_nerfstudio.errors import InputError
 
 FORMAT = 1
@@ -589,7 +589,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def render_all(config: RenderObjects, console: Console) -> Report:
+def render_all(config: RenderObjects) -> Report:
     """Render what is not there yet.
 
     Raises:
@@ -615,11 +615,11 @@ def render_all(config: RenderObjects, console: Console) -> Report:
         if pending:
             workers = Workers(config.timeout)
             check_blender(workers)
-            _render(pending, config, workers, report, console)
+            _render(pending, config, workers, report)
     return report
 
 
-def _render(pending: Sequence[Mesh], config: RenderObjects, workers: Workers, report: Report, console: Console) -> None:
+def _render(pending: Sequence[Mesh], config: RenderObjects, workers: Workers, report: Report) -> None:
     """Render meshes side by side, with a progress bar over the views, and add to the report."""
     views = sum(config.counts().values())
     columns = (
@@ -632,7 +632,7 @@ def _render(pending: Sequence[Mesh], config: RenderObjects, workers: Workers, re
         TimeRemainingColumn(),
     )
     # A log gets a line per scene in the place of the bar.
-    progress = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=300)
+    progress = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal, speed_estimate_period=300)
     task = progress.add_task(f"0 of {len(pending)} scenes", total=views * len(pending))
     total, seen = views * len(pending), Counter[str]()
 
@@ -660,8 +660,8 @@ def _render(pending: Sequence[Mesh], config: RenderObjects, workers: Workers, re
                     progress.update(task, total=total, advance=-seen[mesh.name])
                     outcome = f"failed: {error}"
                 progress.update(task, description=f"{number} of {len(pending)} scenes")
-                if not console.is_terminal:
-                    _say(console, f"{number} of {len(pending)}, {mesh.name}: {outcome}")
+                if not CONSOLE.is_terminal:
+                    say(f"{number} of {len(pending)}, {mesh.name}: {outcome}")
         except BaseException:
             workers.stop()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -673,11 +673,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _say(console: Console, message: str, style: Optional[str] = None) -> None:
-    """One line in one piece, as `console.say`, which needs Nerfstudio."""
-    console.print(message, style=style, soft_wrap=True, markup=False, highlight=False)
-
-
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The command.
 
@@ -685,16 +680,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         Exit status: 0 when at least one of the scenes asked for is there, 1 when none is, 130 after ctrl-C.
     """
     config = tyro.cli(RenderObjects, args=arguments)
-    console = Console()
     start = time.monotonic()
     try:
-        report = render_all(config, console)
+        report = render_all(config)
     except KeyboardInterrupt:
-        _say(console, "Stopped. Scenes that were finished stay; the same command goes on with the others.", "yellow")
+        warn("Stopped. Scenes that were finished stay; the same command goes on with the others.")
         return 130
     for relative, reason in sorted(report.failed.items()):
-        _say(console, f"failed: {relative}: {reason}", "yellow")
-    _say(console, f"{report}; {time.monotonic() - start:.0f} s in all, into {config.output_dir}")
+        warn(f"failed: {relative}: {reason}")
+    say(f"{report}; {time.monotonic() - start:.0f} s in all, into {config.output_dir}")
     return 0 if report.rendered + report.found else 1
 
 

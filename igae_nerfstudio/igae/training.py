@@ -358,13 +358,13 @@ class IGAETrainer:
         colour = self.autoencoder.encode_colour(torch.as_tensor(self.views.background, dtype=torch.float32))
         self.renderer.set_background(self.normalizer.normalize(colour))
 
-    def _scene_batch(self, groups: List[ViewGroup], scenes: List[int], with_images: bool = True) -> SceneBatch:
+    def _scene_batch(self, groups: List[ViewGroup], scenes: List[int]) -> SceneBatch:
         scene_of_view = torch.tensor([group.scene for group in groups for _ in group.views])
         views = torch.tensor([view for group in groups for view in group.views])
         cameras = self.views.cameras(scene_of_view, views)
         origins, directions = (rays.to(self.device) for rays in cameras.latent_rays(self.downscale))
         images = None
-        if self.stage == 2 and with_images:
+        if self.stage == 2:
             images = self.views.images(scene_of_view, views).to(self.device)
         shape = (len(groups), -1, 3)
         return SceneBatch(
