@@ -55,7 +55,7 @@ METHODS = {
         300,
         """--pipeline.model.grid-base-resolution 32 32 32 --pipeline.model.multiscale-factors 1 2
         --pipeline.model.grid-feature-dim 16 --pipeline.model.proposal-resolutions 32
-        --pipeline.model.num-proposal-samples 48 --pipeline.model.num-nerf-samples 24
+        --pipeline.model.num-proposal-samples-per-ray 48 --pipeline.model.num-nerf-samples-per-ray 24
         --pipeline.model.proposal-warmup 200
         --optimizers.fields.scheduler.warm-up-end 50 --optimizers.fields.scheduler.max-steps TOTAL
         --optimizers.proposal-networks.scheduler.warm-up-end 50 --optimizers.proposal-networks.scheduler.max-steps TOTAL

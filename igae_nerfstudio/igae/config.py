@@ -91,6 +91,9 @@ class WeightsConfig:
     """LPIPS within equation 10."""
     real_latent_tv: float = 1e-4
     """Total variation of real images' latents, (p, q) = (2, 1), within equation 10."""
+    real_latent_moments: float = 0.0
+    """Keeps mean and standard deviation of each latent channel on real images as they were, in units of that standard
+    deviation. Not in the paper; without it, the encoder lowers L_latent most easily by shrinking all latents."""
     plane_tv: float = 1e-4
     """Total variation of the planes, (p, q) = (2, 2)."""
 

@@ -47,6 +47,13 @@ def plane_variation(planes: Tensor) -> Tensor:
     return 3 * total_variation(planes, 2, 2)
 
 
+def moment_shift(latents: Tensor) -> Tensor:
+    """How far mean and standard deviation of normalised latents (..., c) are from 1/2 and 1/4, in units of the latter:
+    the mean over channels of (4 std - 1)^2 + (4 mean - 2)^2. Not in the paper."""
+    std, mean = torch.std_mean(latents.flatten(0, -2).float(), dim=0)
+    return ((4 * std - 1).square() + (4 * mean - 2).square()).mean()
+
+
 class PerceptualLoss(nn.Module):
     """L_p of equation 10: LPIPS (Zhang et al. 2018) with AlexNet, frozen.
 

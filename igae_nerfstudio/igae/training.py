@@ -35,7 +35,7 @@ from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.igae.config import IGAEConfig, to_dict
 from igae_nerfstudio.igae.export import export_autoencoder
-from igae_nerfstudio.igae.losses import PerceptualLoss, plane_variation, total_variation
+from igae_nerfstudio.igae.losses import PerceptualLoss, moment_shift, plane_variation, total_variation
 from igae_nerfstudio.igae.plane_store import PlaneStore
 from igae_nerfstudio.igae.real_images import RealImages
 from igae_nerfstudio.igae.run_log import RunLog, psnr
@@ -130,6 +130,7 @@ class IGAETrainer:
 
         self.renderer = TriPlaneRenderer(config.triplanes, c).to(self.device)
         self.normalizer = LatentNormalizer(c, config.latent_normalization).to(self.device)
+        self.real_normalizer = LatentNormalizer(c).to(self.device)
         self.preview = LatentPreview(c).to(self.device)
         perceptual = config.weights.real_perceptual and config.weights.real_autoencoding
         self.perceptual = PerceptualLoss().to(self.device) if perceptual else None
@@ -189,6 +190,12 @@ class IGAETrainer:
         channels_last = latents.permute(0, 2, 3, 1).to(self.device)
         self.normalizer.fit(channels_last)
         self.preview.fit(self.normalizer.normalize(channels_last))
+        if self.real is not None and self.config.weights.real_latent_moments:
+            with torch.no_grad():
+                count = self.config.stage2.real_per_batch
+                batches = [self.real.batch(step, count, self.config.seed) for step in range(-(-200 // count))]
+                latents = torch.cat([self.autoencoder.encode(images.to(self.device)) for images in batches])
+            self.real_normalizer.fit(latents.permute(0, 2, 3, 1))
         self._set_background()
         if self.accelerator.is_local_main_process:
             for scene in range(len(self.planes)):
@@ -309,6 +316,8 @@ class IGAETrainer:
             losses["real_perceptual"] = self.perceptual(decoded, images)
         if weights.real_latent_tv:
             losses["real_latent_tv"] = total_variation(self._normalized(latents).permute(0, 3, 1, 2), 2, 1)
+        if weights.real_latent_moments:
+            losses["real_latent_moments"] = moment_shift(self.real_normalizer.normalize(latents.permute(0, 2, 3, 1)))
         return losses
 
     def _stage1_weights(self) -> Dict[str, float]:
@@ -325,6 +334,7 @@ class IGAETrainer:
             "real_autoencoding": real,
             "real_perceptual": real * w.real_perceptual,
             "real_latent_tv": real * w.real_latent_tv,
+            "real_latent_moments": w.real_latent_moments,
         }
 
     def _plane_tv(self, batch: SceneBatch) -> Losses:
@@ -458,6 +468,7 @@ class IGAETrainer:
                 "autoencoder": self.autoencoder.state_dict(),
                 "renderer": self.renderer.state_dict(),
                 "normalizer": self.normalizer.state_dict(),
+                "real_normalizer": self.real_normalizer.state_dict(),
                 "preview": self.preview.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "visits": self.planes.visits,
@@ -491,6 +502,7 @@ class IGAETrainer:
         self.autoencoder.load_state_dict(state["autoencoder"])
         self.renderer.load_state_dict(state["renderer"])
         self.normalizer.load_state_dict(state["normalizer"])
+        self.real_normalizer.load_state_dict(state["real_normalizer"])
         self.preview.load_state_dict(state["preview"])
         self.stage, self.step = state["stage"], state["step"]
         self.optimizer = self._make_optimizer()

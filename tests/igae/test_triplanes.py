@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from igae_nerfstudio.igae.losses import plane_variation, total_variation
+from igae_nerfstudio.igae.losses import moment_shift, plane_variation, total_variation
 from igae_nerfstudio.igae.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
 
 CONFIG = TriPlaneConfig(resolution=5, features=4, hidden=8, half_extent=1.5, samples=16, importance_samples=16)
@@ -124,3 +124,10 @@ def test_plane_variation_sums_planes_and_averages_scenes() -> None:
     planes = torch.randn(2, 3, 4, 5, 5)
     expected = sum(float(total_variation(planes[s, c], 2, 2)) for s in range(2) for c in range(3)) / 2
     assert float(plane_variation(planes)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_moment_shift_is_zero_where_latents_are_normalised_and_grows_as_they_shrink() -> None:
+    latents = 0.5 + 0.25 * torch.randn(50, 20, 20, 3, generator=torch.Generator().manual_seed(0))
+    assert float(moment_shift(latents)) < 1e-4
+    assert float(moment_shift(0.5 + (latents - 0.5) / 2)) == pytest.approx(0.25, abs=0.02)
+    assert float(moment_shift(latents + 0.25)) == pytest.approx(1, abs=0.03)
