@@ -44,6 +44,8 @@ from diffusers.models.autoencoders.autoencoder_dc import DCDownBlock2d, DCUpBloc
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
+from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -329,48 +331,6 @@ def set_gradients(
     for weight, *gradients in zip(weights, *(gradients for gradients, _ in results), strict=True):
         weight.grad = sum(gradients[1:], gradients[0]) / len(gradients)
     return sum(error for _, error in results) / len(results)
-
-
-class OrthogonalMomentum(torch.optim.Optimizer):
-    """Momentum whose step for each convolution is made orthogonal, with all singular values near one.
-
-    Every direction of a weight matrix then learns at the same speed. With little time for steps this got
-    much further than Adam (the idea is known as Muon). Parameters of the same shape are worked on together, as one
-    batch of matrices.
-    """
-
-    def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        shapes = sorted({weight.shape for weight in params})
-        groups = [{"params": [weight for weight in params if weight.shape == shape]} for shape in shapes]
-        super().__init__(groups, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            moments = []
-            for weight in group["params"]:
-                state = self.state[weight]
-                if not state:
-                    state["moment"] = torch.zeros_like(weight)
-                state["moment"].lerp_(weight.grad, 1 - group["momentum"])
-                # One step ahead, as Nesterov's momentum looks.
-                moments.append(torch.lerp(weight.grad, state["moment"], group["momentum"]).flatten(1))
-            for weight, update in zip(group["params"], orthogonalised(torch.stack(moments)), strict=True):
-                weight.sub_(update.view(weight.shape), alpha=group["lr"])
-
-
-def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Bring the singular values of wide ``matrices`` (N, rows, columns) near one by a polynomial iteration.
-
-    An odd polynomial of a matrix acts on its singular values alone. This one rises steeply at 0, so that few
-    iterations do, at the price of values that end between about 0.7 and 1.2; that is exact enough for a step.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    for _ in range(iterations):
-        square = matrices @ matrices.mT
-        matrices = a * matrices + (b * square + c * square @ square) @ matrices
-    return matrices
 
 
 def make_optimizers(model: AutoencoderDC) -> list[torch.optim.Optimizer]:

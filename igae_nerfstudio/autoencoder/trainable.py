@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Literal
+from typing import Iterator, Literal, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, Decoder, flat_latent, latents_of
+from igae_nerfstudio.errors import InputError
 
 
 class TrainableAutoencoder(nn.Module):
@@ -46,6 +47,33 @@ class TrainableAutoencoder(nn.Module):
         """What E now makes of a flat colour (3,): a latent (c,)."""
         device = next(self.module.parameters()).device
         return flat_latent(self.encode, colour.to(device)).float()
+
+    @torch.no_grad()
+    def change_basis(self, matrix: Tensor) -> None:
+        """Make the encoder's latents matrix z of what were z, and let the decoder undo it: decode(encode(x)) stays.
+
+        Args:
+            matrix: (c, c), invertible.
+
+        Raises:
+            InputError: encoder and decoder do not meet in plain convolutions.
+        """
+        last, first = self._convolutions_at_latents()
+        matrix = matrix.to(last.weight.device, torch.float64)
+        for values in (last.weight, last.bias):
+            values.copy_(torch.einsum("ij,j...->i...", matrix, values.double()))
+        inverse = torch.linalg.inv(matrix)
+        first.weight.copy_(torch.einsum("oi...,ij->oj...", first.weight.double(), inverse))
+
+    def _convolutions_at_latents(self) -> Tuple[nn.Conv2d, nn.Conv2d]:
+        config = self.module.config
+        name = type(self.module).__name__
+        if name == "AutoencoderDC" and not (config["encoder_out_shortcut"] or config["decoder_in_shortcut"]):
+            return self.module.encoder.conv_out, self.module.decoder.conv_in
+        raise InputError(
+            f"the latents of this {name} cannot be rescaled (its encoder and decoder meet in more than convolutions); "
+            "leave stage2.latent_rescaling out"
+        )
 
     def parameters_of(self, half: Literal["encoder", "decoder"]) -> Iterator[Parameter]:
         """phi or psi."""

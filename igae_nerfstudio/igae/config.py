@@ -65,10 +65,16 @@ class Stage2Config:
     """Views of one scene in a step."""
     real_per_batch: int = 3
     """Real images of a step, over all processes (table 10: 3)."""
+    latent_rescaling: Optional[float] = None
+    """Before the stage begins, scale each direction of the latent space by the share of its variance that the
+    Tri-Planes explain, at least by this (`igae/latent_basis.py`); None: leave it, as in the paper."""
     encoder_lr: float = 5e-5
     """Adam's rate for E (table 10: 5e-5)."""
     decoder_lr: float = 5e-5
     """Adam's rate for D (table 10: 5e-5)."""
+    convolutions_lr: Optional[float] = None
+    """Rate of momentum with orthogonal steps (`autoencoder/orthogonal_momentum.py`) for the autoencoder's convolutions;
+    None: they learn with Adam, as in the paper. Much faster where there is little time."""
     planes_lr: float = 1e-4
     """Adam's rate for the planes (table 10: 1e-4)."""
     renderer_lr: float = 1e-4
@@ -132,6 +138,10 @@ class IGAEConfig:
             for key in ("views_per_batch", "views_per_scene"):
                 if getattr(stage, key) < 1:
                     raise InputError(f"{name}.{key} is {getattr(stage, key)}; it must be 1 or more")
+            if name == "stage2" and stage.latent_rescaling is not None and not 0 < stage.latent_rescaling <= 1:
+                raise InputError(
+                    f"stage2.latent_rescaling is {stage.latent_rescaling}; it must be above 0 and at most 1"
+                )
             if stage.epochs < 0:
                 raise InputError(f"{name}.epochs is {stage.epochs}; it must be 0 or more")
             if stage.views_per_batch % stage.views_per_scene:

@@ -29,12 +29,14 @@ from torch import Tensor, nn
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
+from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum, inner_convolutions
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.igae.config import IGAEConfig, to_dict
 from igae_nerfstudio.igae.export import export_autoencoder
+from igae_nerfstudio.igae.latent_basis import consistent_basis, explained_shares
 from igae_nerfstudio.igae.losses import PerceptualLoss, moment_shift, plane_variation, total_variation
 from igae_nerfstudio.igae.plane_store import PlaneStore
 from igae_nerfstudio.igae.real_images import RealImages
@@ -45,6 +47,9 @@ from igae_nerfstudio.igae.triplanes import TriPlaneRender, TriPlaneRenderer, ini
 
 VALIDATION_IMAGES = 200
 """At most so many held-out real images are measured."""
+
+BACKGROUND_RADIUS = 0.15
+"""Normalised latents nearer to the background's than this are taken for background."""
 
 Losses = Dict[str, Tensor]
 """Terms by the name of their weight in the config, unweighted."""
@@ -139,7 +144,7 @@ class IGAETrainer:
             self.planes = PlaneStore(output_dir / "cache" / "planes", (self.views.num_scenes, 3, f, k, k))
         self.log = RunLog(output_dir, tensorboard, wandb, to_dict(config)) if self.main else None
         self.stage, self.step = 1, 0
-        self.optimizer = self._make_optimizer()
+        self.optimizers = self._make_optimizers()
         self._last_checkpoint = time.monotonic()
 
     def _real_images(self, folder: Optional[Path]) -> Optional[RealImages]:
@@ -171,7 +176,9 @@ class IGAETrainer:
         if self.stage == 1:
             self._run_stage(1)
             self.stage, self.step = 2, 0
-            self.optimizer = self._make_optimizer()
+            if self.config.stage2.latent_rescaling is not None:
+                self._rescale_latents(self.config.stage2.latent_rescaling)
+            self.optimizers = self._make_optimizers()
             self.save_checkpoint()
         self._run_stage(2)
         self.save_checkpoint()
@@ -190,18 +197,55 @@ class IGAETrainer:
         channels_last = latents.permute(0, 2, 3, 1).to(self.device)
         self.normalizer.fit(channels_last)
         self.preview.fit(self.normalizer.normalize(channels_last))
-        if self.real is not None and self.config.weights.real_latent_moments:
-            with torch.no_grad():
-                count = self.config.stage2.real_per_batch
-                batches = [self.real.batch(step, count, self.config.seed) for step in range(-(-200 // count))]
-                latents = torch.cat([self.autoencoder.encode(images.to(self.device)) for images in batches])
-            self.real_normalizer.fit(latents.permute(0, 2, 3, 1))
+        self._fit_real_normalizer()
         self._set_background()
         if self.accelerator.is_local_main_process:
             for scene in range(len(self.planes)):
                 generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + scene)
                 self.planes.fill(scene, initial_planes(self.config.triplanes, generator))
         self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _fit_real_normalizer(self) -> None:
+        if self.real is None or not self.config.weights.real_latent_moments:
+            return
+        count = self.config.stage2.real_per_batch
+        batches = [self.real.batch(step, count, self.config.seed) for step in range(-(-200 // count))]
+        latents = torch.cat([self.autoencoder.encode(images.to(self.device)) for images in batches])
+        self.real_normalizer.fit(latents.permute(0, 2, 3, 1))
+
+    @torch.no_grad()
+    def _rescale_latents(self, smallest: float) -> None:
+        """Change autoencoder, normalisation and renderer so that what the Tri-Planes explain counts most; renders and
+        autoencoded images stay what they are."""
+        encoded, rendered = self._latents_on_objects()
+        matrix = consistent_basis(encoded, rendered, smallest).to(self.device)  # of y - 1/2
+        matrix = self.accelerator.reduce(matrix, reduction="mean")  # the same to the last bit in all processes
+        old = 4 * self.normalizer.std.double()
+        self.autoencoder.change_basis(matrix / old)  # of z
+        everywhere = self._latents[:: max(1, len(self._latents) // 2000)].to(self.device)
+        latents = everywhere.permute(0, 2, 3, 1).double() @ (matrix / old).T
+        self.normalizer.fit(latents)
+        self.renderer.change_latents((matrix.T / (4 * self.normalizer.std.double())).T)
+        self.preview.fit(self.normalizer.normalize(latents.float()))
+        self._fit_real_normalizer()
+        self._set_background()
+        shares, _ = explained_shares(encoded, rendered)
+        if self.main:
+            say(f"Share of the variance of latents explained, by direction: {', '.join(f'{s:.2f}' for s in shares)}")
+
+    def _latents_on_objects(self) -> Tuple[Tensor, Tensor]:
+        """Encoded and rendered latents (n, c), normalised, of a few views of every scene, away from the background."""
+        self.renderer.eval()
+        encoded, rendered = [], []
+        for scene, count in enumerate(self.counts):
+            batch = self._scene_batch([ViewGroup(scene, tuple(range(0, count, max(1, count // 4))[:4]))], [scene])
+            render = self.render(batch)
+            y = self._normalized(self._latents[batch.views].to(self.device)).reshape(render.latents.shape)
+            there = (y - self.renderer.composite.background).norm(dim=-1) > BACKGROUND_RADIUS
+            encoded.append(y[there])
+            rendered.append(render.latents[there])
+        return torch.cat(encoded), torch.cat(rendered)
 
     def _run_stage(self, stage: int) -> None:
         schedule, total = self.schedule(stage), self.steps(stage)
@@ -263,13 +307,15 @@ class IGAETrainer:
                 losses, weights = {**self.scene_losses(batch), **self.real_losses()}, self._stage2_weights()
         total = sum(weights[name] * value for name, value in losses.items())
         self._stop_at_nan(total, losses)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         total.backward()
         self._average_gradients(batch.planes)
         factor = self.config.lr_decay ** (self.step // schedule.steps_per_epoch)
-        for group in self.optimizer.param_groups:
+        for group in self._parameter_groups(self.optimizers):
             group["lr"] = factor * group["base_lr"]
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         settings = self.config.stage1 if self.stage == 1 else self.config.stage2
         if self.accelerator.is_local_main_process and batch.planes.grad is not None:
             self.planes.step(batch.scenes, batch.planes, batch.planes.grad, factor * settings.planes_lr)
@@ -413,25 +459,35 @@ class IGAETrainer:
 
     # Optimisers and processes --------------------------------------------------------------------------------
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """Adam; the planes have their own (`PlaneStore`)."""
+    def _make_optimizers(self) -> List[torch.optim.Optimizer]:
+        """Adam, and for the autoencoder's convolutions whatever the config says; the planes have their own Adam
+        (`PlaneStore`)."""
         settings = self.config.stage1 if self.stage == 1 else self.config.stage2
-        groups: List[Tuple[str, Iterator[nn.Parameter], float]] = [
-            ("renderer", self.renderer.parameters(), settings.renderer_lr)
-        ]
+        groups = [{"name": "renderer", "params": list(self.renderer.parameters()), "lr": settings.renderer_lr}]
+        optimizers: List[torch.optim.Optimizer] = []
         if self.stage == 2:
-            groups.append(("encoder", self.autoencoder.parameters_of("encoder"), settings.encoder_lr))
-            groups.append(("decoder", self.autoencoder.parameters_of("decoder"), settings.decoder_lr))
-        return torch.optim.Adam(
-            [{"name": name, "params": list(values), "lr": lr, "base_lr": lr} for name, values, lr in groups],
-            betas=(0.9, 0.99),
-        )
+            convolutions: List[nn.Parameter] = []
+            if settings.convolutions_lr is not None:
+                convolutions = inner_convolutions(self.autoencoder)
+                optimizers.append(OrthogonalMomentum(convolutions, lr=settings.convolutions_lr))
+            taken = {id(weight) for weight in convolutions}
+            for half, lr in (("encoder", settings.encoder_lr), ("decoder", settings.decoder_lr)):
+                params = [weight for weight in self.autoencoder.parameters_of(half) if id(weight) not in taken]
+                groups.append({"name": half, "params": params, "lr": lr})
+        optimizers.append(torch.optim.Adam(groups, betas=(0.9, 0.99)))
+        for group in self._parameter_groups(optimizers):
+            group["base_lr"] = group["lr"]
+        return optimizers
+
+    @staticmethod
+    def _parameter_groups(optimizers: List[torch.optim.Optimizer]) -> Iterator[Dict[str, Any]]:
+        return (group for optimizer in optimizers for group in optimizer.param_groups)
 
     def _average_gradients(self, planes: Tensor) -> None:
         """The mean of all processes' gradients, of shared parameters and of the batch's planes, in one message."""
         if self.world == 1:
             return
-        tensors = [p for group in self.optimizer.param_groups for p in group["params"]] + [planes]
+        tensors = [p for group in self._parameter_groups(self.optimizers) for p in group["params"]] + [planes]
         flat = torch.cat([(t.grad if t.grad is not None else torch.zeros_like(t)).flatten() for t in tensors])
         flat = self.accelerator.reduce(flat, reduction="mean")
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors])):
@@ -470,7 +526,7 @@ class IGAETrainer:
                 "normalizer": self.normalizer.state_dict(),
                 "real_normalizer": self.real_normalizer.state_dict(),
                 "preview": self.preview.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "visits": self.planes.visits,
             }
             try:
@@ -505,8 +561,9 @@ class IGAETrainer:
         self.real_normalizer.load_state_dict(state["real_normalizer"])
         self.preview.load_state_dict(state["preview"])
         self.stage, self.step = state["stage"], state["step"]
-        self.optimizer = self._make_optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizers = self._make_optimizers()
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         if self.accelerator.is_local_main_process:
             self.planes.restore(folder, state["visits"])
         if self.main:

@@ -84,6 +84,15 @@ class TriPlaneRenderer(nn.Module):
         """The latent (c,) behind every scene, normalised."""
         self.composite.background.copy_(background.detach())
 
+    @torch.no_grad()
+    def change_latents(self, matrix: Tensor) -> None:
+        """Render 1/2 + matrix (y - 1/2) of what were latents y: a map (c, c) of the last layer's heads."""
+        last = self.decoder[-1]
+        for values in (last.weight, last.bias):
+            values[1:] = torch.einsum(
+                "ij,j...->i...", matrix.to(values.device, torch.float64), values[1:].double()
+            ).float()
+
     def features(self, planes: Tensor, points: Tensor) -> Tensor:
         """Sum of the three bilinear look-ups.
 
