@@ -64,7 +64,13 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     return matrices
 
 
-def inner_convolutions(module: nn.Module) -> List[Parameter]:
-    """The weights of all convolutions but those that read or write pictures."""
-    convolutions = (part for part in module.modules() if isinstance(part, nn.Conv2d))
-    return [conv.weight for conv in convolutions if conv.in_channels > 3 and conv.weight.requires_grad]
+def inner_convolutions(autoencoder: nn.Module) -> List[Parameter]:
+    """The weights of all convolutions of a diffusers autoencoder but the one that reads and the one that writes
+    pictures."""
+    reads = _convolutions(autoencoder.encoder)[0]
+    writes = _convolutions(autoencoder.decoder)[-1]
+    return [conv.weight for conv in _convolutions(autoencoder) if conv is not reads and conv is not writes]
+
+
+def _convolutions(module: nn.Module) -> List[nn.Conv2d]:
+    return [part for part in module.modules() if isinstance(part, nn.Conv2d)]

@@ -21,8 +21,8 @@ class TrainCommand:
     """Where everything goes: checkpoints, metrics.jsonl, figures and the autoencoder."""
     images: Optional[Path] = None
     """Folder of real images; not needed where weights.real_autoencoding is 0."""
-    autoencoder: str = "bundled"
-    """What to start from: a folder in diffusers' format, a hub id, or `bundled`."""
+    autoencoder: str = "bundled-ae"
+    """What to start from: a folder in diffusers' format, a hub id, `bundled-ae`, or `bundled`."""
     set: Tuple[str, ...] = ()
     """Settings over those of the config, such as stage2.epochs=3 weights.latent=0.5."""
     tensorboard: bool = True

@@ -468,7 +468,7 @@ class IGAETrainer:
         if self.stage == 2:
             convolutions: List[nn.Parameter] = []
             if settings.convolutions_lr is not None:
-                convolutions = inner_convolutions(self.autoencoder)
+                convolutions = inner_convolutions(self.autoencoder.module)
                 optimizers.append(OrthogonalMomentum(convolutions, lr=settings.convolutions_lr))
             taken = {id(weight) for weight in convolutions}
             for half, lr in (("encoder", settings.encoder_lr), ("decoder", settings.decoder_lr)):
