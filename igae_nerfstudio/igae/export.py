@@ -55,6 +55,9 @@ def export_autoencoder(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
         new = Path(name) / "autoencoder"
         plain.save_pretrained(new)
+        architecture = json.loads((new / "config.json").read_text(encoding="utf-8"))
+        architecture.pop("_name_or_path", None)  # where it was loaded from, on this machine
+        (new / "config.json").write_text(json.dumps(architecture, indent=2) + "\n", encoding="utf-8")
         (new / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         (new / "README.md").write_text(model_card(config, source, views, figures), encoding="utf-8")
         for path in new.iterdir():

@@ -81,8 +81,8 @@ class RealImages:
         """The crops of one step; those of the next steps are then decoded in the background.
 
         The photos come in a random order, each once, then in another. A crop is a square at a random place, its side
-        log-uniform between `size` and the photo's shorter side (smaller photos: that side, scaled up), shrunk with a
-        Lanczos filter and mirrored half of the time.
+        the photo's shorter side half of the time, as in validation, and else log-uniform between `size` and that
+        (smaller photos: that side, scaled up), shrunk with a Lanczos filter and mirrored half of the time.
 
         Args:
             step: number of the step, from 0.
@@ -161,7 +161,7 @@ def random_crop(path: Path, size: int, seed: tuple[int, ...]) -> np.ndarray:
     def crop(image: Image.Image) -> np.ndarray:
         full = np.array(image.size)
         shorter = int(full.min())
-        side = size * (shorter / size) ** scale if shorter > size else float(shorter)
+        side = size * (shorter / size) ** min(1.0, 2 * scale) if shorter > size else float(shorter)
         corner = (x, y) * (full - side)
         # A JPEG is decoded at a half, a quarter or an eighth of its size where the crop is shrunk by more than that.
         image.draft(None, tuple(np.ceil(full * size / side).astype(int).tolist()))

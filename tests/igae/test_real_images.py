@@ -128,9 +128,9 @@ def test_crops_have_the_place_scale_and_mirroring_they_should(tmp_path: Path, su
         sides.append(down)
         lefts.append((crop[:, :, 0].mean() * width - down / 2) / max(width - down, 1))
     assert min(sides) > size - 6 and max(sides) < height + 6
-    # Log-uniform between 16 and 320: the middle of the logarithms, and a quarter of them below 33.8.
-    assert np.log(np.clip(sides, 1, None)).mean() == pytest.approx(np.log(16 * 320) / 2, abs=0.15)
-    assert 30 < sum(side < 33.8 for side in sides) < 70
+    # Half of them 320, half log-uniform between 16 and 320: the mean of the logarithms, and an eighth below 33.8.
+    assert np.log(np.clip(sides, 1, None)).mean() == pytest.approx(np.log(16) / 4 + np.log(320) * 3 / 4, abs=0.15)
+    assert 12 < sum(side < 33.8 for side in sides) < 40
     assert 70 < sum(mirrored) < 130
     assert np.mean(lefts) == pytest.approx(0.5, abs=0.06) and min(lefts) < 0.06 and max(lefts) > 0.94
 
