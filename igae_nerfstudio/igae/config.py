@@ -138,10 +138,6 @@ class IGAEConfig:
             for key in ("views_per_batch", "views_per_scene"):
                 if getattr(stage, key) < 1:
                     raise InputError(f"{name}.{key} is {getattr(stage, key)}; it must be 1 or more")
-            if name == "stage2" and stage.latent_rescaling is not None and not 0 < stage.latent_rescaling <= 1:
-                raise InputError(
-                    f"stage2.latent_rescaling is {stage.latent_rescaling}; it must be above 0 and at most 1"
-                )
             if stage.epochs < 0:
                 raise InputError(f"{name}.epochs is {stage.epochs}; it must be 0 or more")
             if stage.views_per_batch % stage.views_per_scene:
@@ -149,6 +145,9 @@ class IGAEConfig:
                     f"{name}.views_per_batch is {stage.views_per_batch}, no multiple of {name}.views_per_scene "
                     f"({stage.views_per_scene})"
                 )
+        rescaling = self.stage2.latent_rescaling
+        if rescaling is not None and not 0 < rescaling <= 1:
+            raise InputError(f"stage2.latent_rescaling is {rescaling}; it must be above 0 and at most 1")
         for key, value in dataclasses.asdict(self.weights).items():
             if not value >= 0:
                 raise InputError(f"weights.{key} is {value}; it must be 0 or more")

@@ -41,6 +41,7 @@ def test_the_papers_table_10() -> None:
         ("mixed_precision: 1", "'mixed_precision' is 1; it must be bool"),
         ("latent_normalization: log", "must be one of standardize, tanh, none"),
         ("weights: {rgb: -1}", "weights.rgb is -1"),
+        ("stage2: {latent_rescaling: 0}", "stage2.latent_rescaling is 0"),
         ("stage1: {views_per_batch: 7}", "no multiple of stage1.views_per_scene"),
         ("a: [", "no readable YAML"),
         ("- 1", "must hold"),
