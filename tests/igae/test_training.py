@@ -132,13 +132,20 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("stop_at", [(1, 1), (1, 5), (2, 3)])
+@pytest.mark.parametrize(
+    ("stop_at", "convolutions_lr"), [((1, 1), None), ((1, 5), None), ((2, 3), None), ((2, 3), 1e-3)]
+)
 def test_a_stopped_training_ends_where_the_uninterrupted_one_does(
-    data: dict[str, Path], tmp_path: Path, stop_at: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    data: dict[str, Path],
+    tmp_path: Path,
+    stop_at: tuple[int, int],
+    convolutions_lr: float | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Checkpoints after every step; stopped in the middle of a step, whose planes are already written."""
-    whole = make_trainer(data, tmp_path / "whole").run()
     config = small_config()
+    config.stage2.convolutions_lr = convolutions_lr
+    whole = make_trainer(data, tmp_path / "whole", config).run()
     config.minutes_per_checkpoint = 0
     trainer = make_trainer(data, tmp_path / "stopped", config)
     report = trainer._report
