@@ -4,8 +4,8 @@
     python scripts/measure_consistency.py --scenes SCENES --autoencoders standard=bundled-ae ig-ae=bundled
 
 Prints, for each autoencoder, the reprojection error of its latents (`igae_nerfstudio/igae/consistency.py`): 0 is the
-same latents for one point in two views, 1 is no relation. The row `averaged pixels` is what 8x8-averaged photos have,
-which are as consistent as light and sampling allow.
+same latents for one point in two views, 1 is no relation. The row `averaged pixels` is photos averaged over the pixels
+of a latent, which are as consistent as light and sampling allow.
 """
 
 from __future__ import annotations
@@ -32,22 +32,18 @@ def main() -> None:
         "--max-angle", type=float, default=30.0, help="between optical axes, degrees (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    scenes = [
-        read_depth_views(folder, arguments.size, arguments.split)
-        for folder in find_scenes(arguments.scenes, arguments.split)
-    ]
-    downscale = 8
-    rows = {}
+    folders = find_scenes(arguments.scenes, arguments.split)
+    scenes = [read_depth_views(folder, arguments.size, arguments.split) for folder in folders]
+    rows, downscale = {}, 1
     for name, source in (item.split("=", 1) for item in arguments.autoencoders):
         autoencoder = load_autoencoder(AutoencoderConfig(source))
-        downscale = autoencoder.downscale
+        downscale = max(downscale, autoencoder.downscale)
         latents = [torch.cat([autoencoder.encode(part) for part in scene.images.split(20)]) for scene in scenes]
         rows[name] = [reprojection_error(*pair, arguments.max_angle) for pair in zip(latents, scenes)]
     rows["averaged pixels"] = [
         reprojection_error(F.avg_pool2d(scene.images, downscale), scene, arguments.max_angle) for scene in scenes
     ]
-    names = [folder.name for folder in find_scenes(arguments.scenes, arguments.split)]
-    print(f"| | {' | '.join(names)} | mean |\n|---|{'---|' * (len(names) + 1)}")
+    print(f"| | {' | '.join(folder.name for folder in folders)} | mean |\n|---|{'---|' * (len(folders) + 1)}")
     for name, errors in rows.items():
         print(f"| {name} | {' | '.join(f'{error:.3f}' for error in errors)} | {sum(errors) / len(errors):.3f} |")
 

@@ -7,7 +7,6 @@ pairs are limited to an angle between their optical axes.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,15 +45,14 @@ def read_depth_views(
         InputError: the scene has no depth, or cannot be read.
     """
     scene = read_scene(folder, split, size)
-    meta = json.loads((folder / f"transforms_{split}.json").read_text(encoding="utf-8"))
-    if "depth_unit_scale_factor" not in meta:
+    if scene.depth_unit is None:
         raise InputError(f"scene {folder} has no depth; render it with igae-render-objects --depth")
     depth = []
     for file in scene.files:
         path = folder / "depth" / split / Path(file).with_suffix(".png").name
         try:
             with Image.open(path) as image:
-                depth.append(np.asarray(image, dtype=np.float32) * meta["depth_unit_scale_factor"])
+                depth.append(np.asarray(image, dtype=np.float32) * scene.depth_unit)
         except OSError as error:
             raise InputError(f"depth {path} cannot be read ({error}); render the scene again") from error
     pixels = np.stack([read_view(folder / file, size, background) for file in scene.files])

@@ -31,13 +31,12 @@ def explained_shares(latents: Tensor, rendered: Tensor) -> tuple[Tensor, Tensor]
     return 1 - unexplained, rotation.T @ whiten
 
 
-def consistent_basis(latents: Tensor, rendered: Tensor, smallest: float) -> Tensor:
-    """The map (c, c) that scales each direction by its explained share, at least by `smallest`.
+def consistent_basis(shares: Tensor, directions: Tensor, smallest: float) -> Tensor:
+    """The map (c, c) that scales each direction of `explained_shares` by its share, at least by `smallest`.
 
     A rotation follows that gives every channel a part of every direction, so that the usual normalisation of channels
     does not undo the scaling.
     """
-    shares, directions = explained_shares(latents, rendered)
     return spreading_rotation(len(shares)).to(directions) @ (shares.clamp(smallest, 1)[:, None] * directions)
 
 

@@ -287,6 +287,8 @@ class Scene:
     """(n, 3, 4), camera to world."""
     intrinsics: np.ndarray
     """(n, 4): fx, fy, cx, cy in pixels."""
+    depth_unit: Optional[float]
+    """Scene units of a step of its depth pictures, where it has some."""
 
 
 def find_scenes(scenes_dir: Path, split: str) -> list[Path]:
@@ -338,6 +340,7 @@ def read_scene(folder: Path, split: str, size: int, limit_views: Optional[int] =
         poses = np.array([frame["transform_matrix"] for frame in frames], dtype=np.float64)
         intrinsics = np.array([_intrinsics({**meta, **frame}, size, path) for frame in frames], dtype=np.float64)
         names = [str(frame["file_path"]) for frame in frames]
+        depth_unit = float(meta["depth_unit_scale_factor"]) if "depth_unit_scale_factor" in meta else None
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise InputError(
             f"{path} cannot be used ({type(error).__name__}: {error}); it needs camera_angle_x or fl_x, and frames "
@@ -350,7 +353,7 @@ def read_scene(folder: Path, split: str, size: int, limit_views: Optional[int] =
     _check_poses(poses, names, path)
     files = [_find_image(folder, name, meta.get("image_suffix")) for name in names]
     stamps = [(file, status.st_size, status.st_mtime_ns) for file, status in files]
-    return Scene(folder.name, [file for file, _ in files], stamps, poses[:, :3], intrinsics)
+    return Scene(folder.name, [file for file, _ in files], stamps, poses[:, :3], intrinsics, depth_unit)
 
 
 def _intrinsics(camera: dict[str, Any], size: int, path: Path) -> tuple[float, float, float, float]:

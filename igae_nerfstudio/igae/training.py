@@ -193,17 +193,23 @@ class IGAETrainer:
 
     def _begin(self) -> None:
         """New planes, and everything that stays fixed: normalisation and preview of the latents."""
-        latents = self._latents[:: max(1, len(self._latents) // 2000)].float()
-        channels_last = latents.permute(0, 2, 3, 1).to(self.device)
-        self.normalizer.fit(channels_last)
-        self.preview.fit(self.normalizer.normalize(channels_last))
-        self._fit_real_normalizer()
-        self._set_background()
+        self._fit_to(self._some_latents())
         if self.accelerator.is_local_main_process:
             for scene in range(len(self.planes)):
                 generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + scene)
                 self.planes.fill(scene, initial_planes(self.config.triplanes, generator))
         self.accelerator.wait_for_everyone()
+
+    def _some_latents(self) -> Tensor:
+        """Latents (n, h, w, c) of about 2,000 views, as stage 1 has them."""
+        return self._latents[:: max(1, len(self._latents) // 2000)].permute(0, 2, 3, 1).to(self.device).float()
+
+    def _fit_to(self, latents: Tensor) -> None:
+        """Normalisation and preview of these latents (n, h, w, c), and the background's."""
+        self.normalizer.fit(latents)
+        self.preview.fit(self.normalizer.normalize(latents))
+        self._fit_real_normalizer()
+        self._set_background()
 
     @torch.no_grad()
     def _fit_real_normalizer(self) -> None:
@@ -218,19 +224,13 @@ class IGAETrainer:
     def _rescale_latents(self, smallest: float) -> None:
         """Change autoencoder, normalisation and renderer so that what the Tri-Planes explain counts most; renders and
         autoencoded images stay what they are."""
-        encoded, rendered = self._latents_on_objects()
-        matrix = consistent_basis(encoded, rendered, smallest).to(self.device)  # of y - 1/2
+        shares, directions = explained_shares(*self._latents_on_objects())
+        matrix = consistent_basis(shares, directions, smallest).to(self.device)  # of y - 1/2
         matrix = self.accelerator.reduce(matrix, reduction="mean")  # the same to the last bit in all processes
         old = 4 * self.normalizer.std.double()
         self.autoencoder.change_basis(matrix / old)  # of z
-        everywhere = self._latents[:: max(1, len(self._latents) // 2000)].to(self.device)
-        latents = everywhere.permute(0, 2, 3, 1).double() @ (matrix / old).T
-        self.normalizer.fit(latents)
+        self._fit_to(self._some_latents() @ (matrix / old).float().T)
         self.renderer.change_latents((matrix.T / (4 * self.normalizer.std.double())).T)
-        self.preview.fit(self.normalizer.normalize(latents.float()))
-        self._fit_real_normalizer()
-        self._set_background()
-        shares, _ = explained_shares(encoded, rendered)
         if self.main:
             say(f"Share of the variance of latents explained, by direction: {', '.join(f'{s:.2f}' for s in shares)}")
 

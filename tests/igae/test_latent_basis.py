@@ -43,7 +43,7 @@ def test_what_renders_explain_is_found_and_kept_large() -> None:
     assert shares.tolist() == pytest.approx([1.0, 0.75, 0.0, 0.0], abs=0.02)
     coordinates = latents.double() @ directions.T
     torch.testing.assert_close(torch.cov(coordinates.T), torch.eye(4, dtype=torch.float64), atol=1e-4, rtol=0)
-    matrix = consistent_basis(latents, rendered, smallest=0.1)
+    matrix = consistent_basis(*explained_shares(latents, rendered), smallest=0.1)
     spread = torch.linalg.svdvals(torch.cov((latents.double() @ matrix.T).T))
     assert spread.sqrt().tolist() == pytest.approx([1.0, 0.75, 0.1, 0.1], abs=0.02)
 
