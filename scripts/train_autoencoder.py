@@ -29,8 +29,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,6 +43,8 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from torch import Tensor
 
 from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum
+from igae_nerfstudio.autoencoder.saving import save_autoencoder
+from igae_nerfstudio.files import write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -124,11 +124,11 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def read_image(path: Path) -> Image.Image:
-    """One decoded RGB picture."""
+def read_image(path: Path, mode: str = "RGB") -> Image.Image:
+    """One decoded picture."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return image.convert(mode)
     except (UnidentifiedImageError, OSError) as error:
         raise SystemExit(f"error: cannot read the image {path}: {error}") from None
 
@@ -142,11 +142,7 @@ def read_views(scenes: Path | None) -> list[Image.Image]:
         raise SystemExit(f"error: {scenes} holds no scenes with a folder train of pictures")
     views = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                views.append(image.convert("RGBA"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise SystemExit(f"error: cannot read the image {path}: {error}") from None
+        views.append(read_image(path, "RGBA"))
         if min(views[-1].size) < CROP:
             raise SystemExit(f"error: {path} is smaller than {CROP}x{CROP} pixels")
     return views
@@ -402,34 +398,6 @@ def evaluate(model: AutoencoderDC, pictures: Tensor) -> Report:
     )
 
 
-def export(model: AutoencoderDC, folder: Path) -> None:
-    """Write the model so that a reader of ``folder`` never meets half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # Contiguous, or safetensors would meet the channels_last strides of training.
-    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
-        plain.save_pretrained(temporary)
-        for path in sorted(Path(temporary).iterdir()):
-            # safetensors writes files for their owner alone; these are to be installed for everyone.
-            path.chmod(0o644)
-            os.replace(path, folder / path.name)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint in one step, so that a kill leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
 def model_card(arguments: argparse.Namespace, report: Report, facts: dict[str, Any]) -> str:
     """The README.md that lies beside the weights."""
     note = f"\n- {arguments.card_note}" if arguments.card_note else ""
@@ -507,6 +475,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train until the time is spent, then write the final weights and the model card."""
     torch.set_num_threads(1)  # The parts of a batch run in parallel instead: see set_gradients.
     paths = list_images(arguments.images)
+    arguments.work_dir.mkdir(parents=True, exist_ok=True)
     checkpoint_path = arguments.work_dir / "checkpoint.pt"
     if arguments.resume and not checkpoint_path.is_file():
         raise SystemExit(f"error: nothing to resume: {checkpoint_path} does not exist")
@@ -549,8 +518,8 @@ def train(arguments: argparse.Namespace) -> None:
             "step": step,
             "seconds": spent,
         }
-        save_checkpoint(checkpoint_path, state)
-        export(averaged, arguments.output_dir)
+        write_atomically(checkpoint_path, lambda file: torch.save(state, file))
+        save_autoencoder(arguments.output_dir, averaged)
         report = evaluate(averaged, validation)
         print(
             f"step {step}  {max(budget - spent, 0) / 60:.1f} min left  validation {report.psnr:.2f} dB  "
@@ -608,7 +577,7 @@ def train(arguments: argparse.Namespace) -> None:
         "views": len(views),
         "validation": len(validation),
     }
-    write_text(arguments.output_dir / "README.md", model_card(arguments, report, facts))
+    save_autoencoder(arguments.output_dir, averaged, {"README.md": model_card(arguments, report, facts)})
     print(f"done: {report.psnr:.2f} dB after {spent:.0f} s, written to {arguments.output_dir}", flush=True)
 
 

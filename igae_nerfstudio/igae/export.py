@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Dict
 
-import torch
 from torch import nn
 
 from igae_nerfstudio import __version__
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+from igae_nerfstudio.autoencoder.saving import save_autoencoder
 from igae_nerfstudio.igae.config import IGAEConfig, to_dict
 from igae_nerfstudio.igae.scene_views import SceneViews
 
@@ -33,7 +30,7 @@ def export_autoencoder(
     views: SceneViews,
     figures: Dict[str, float],
 ) -> None:
-    """Write `config.json`, safetensors, `README.md` and `training.json`; an older folder is replaced as a whole.
+    """Write `config.json`, safetensors, `README.md` and `training.json`.
 
     Args:
         folder: of the result; goes straight into `--pipeline.autoencoder.name-or-path`.
@@ -43,7 +40,6 @@ def export_autoencoder(
         views: the scenes.
         figures: PSNR in dB by name, see `FIGURES`.
     """
-    plain = copy.deepcopy(module).to("cpu", torch.float32, memory_format=torch.contiguous_format)
     facts = {
         "igae_nerfstudio": __version__,
         "started_from": source.name_or_path,
@@ -52,18 +48,8 @@ def export_autoencoder(
         "config": to_dict(config),
         "psnr": figures,
     }
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
-        new = Path(name) / "autoencoder"
-        plain.save_pretrained(new)
-        architecture = json.loads((new / "config.json").read_text(encoding="utf-8"))
-        architecture.pop("_name_or_path", None)  # where it was loaded from, on this machine
-        (new / "config.json").write_text(json.dumps(architecture, indent=2) + "\n", encoding="utf-8")
-        (new / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        (new / "README.md").write_text(model_card(config, source, views, figures), encoding="utf-8")
-        for path in new.iterdir():
-            path.chmod(0o644)
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+    card = model_card(config, source, views, figures)
+    save_autoencoder(folder, module, {"training.json": json.dumps(facts, indent=1) + "\n", "README.md": card})
 
 
 def model_card(config: IGAEConfig, source: AutoencoderConfig, views: SceneViews, figures: Dict[str, float]) -> str:
