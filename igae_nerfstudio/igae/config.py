@@ -10,7 +10,7 @@ import difflib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
 
 import yaml
 
@@ -156,37 +156,55 @@ class IGAEConfig:
                 raise InputError(f"triplanes.{key} is {value}; it must be above 0")
 
 
-def load_config(path: Path, overrides: Tuple[str, ...] = ()) -> IGAEConfig:
-    """Read a YAML file.
+def load_config(*paths: Path, overrides: Sequence[str] = ()) -> IGAEConfig:
+    """Read YAML files.
 
     Args:
-        path: the file; keys that it leaves out keep their defaults.
-        overrides: further settings such as `stage2.epochs=3`.
+        paths: the files, later over earlier ones; keys that all leave out keep their defaults.
+        overrides: further settings such as `stage2.epochs=3`, over all.
 
     Raises:
         InputError: no such file, no YAML, a key that does not exist (with the nearest one that does), a value of
             the wrong type, or values that make no sense.
     """
+    entries: Dict[str, Any] = {}
+    for path in paths:
+        own = _read_yaml(path)
+        from_dict(IGAEConfig, own, where=str(path))
+        entries = _merged(entries, own)
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"the override '{key}' must read key=value, for instance stage2.epochs=3")
+        try:
+            own = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"the override '{item}' has no readable value: {' '.join(str(error).split())}") from error
+        for name in reversed(key.split(".")):
+            own = {name: own}
+        from_dict(IGAEConfig, own, where=f"the override '{item}'")
+        entries = _merged(entries, own)
+    config = from_dict(IGAEConfig, entries, where="the settings")
+    config.check()
+    return config
+
+
+def _read_yaml(path: Path) -> Dict[str, Any]:
     if not path.is_file():
         raise InputError(f"config {path} does not exist; pass a YAML file such as configs/igae/debug.yaml")
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        extra = [(*item.partition("="),) for item in overrides]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path} is no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict):
         raise InputError(f"config {path} must hold `key: value` lines")
-    for key, equals, value in extra:
-        if not equals:
-            raise InputError(f"the override '{key}' must read key=value, for instance stage2.epochs=3")
-        section = entries
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = yaml.safe_load(value)
-    config = from_dict(IGAEConfig, entries, where=str(path))
-    config.check()
-    return config
+    return entries
+
+
+def _merged(entries: Dict[str, Any], over: Dict[str, Any]) -> Dict[str, Any]:
+    """Both, groups of settings key by key."""
+    groups = {key: _merged(entries.get(key, {}), value) for key, value in over.items() if isinstance(value, dict)}
+    return {**entries, **over, **groups}
 
 
 def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = "") -> T:

@@ -13,8 +13,8 @@ import tyro
 class TrainCommand:
     """Train an inverse graphics autoencoder; run again with the same folders, it goes on where it stopped."""
 
-    config: Path
-    """A YAML file such as configs/igae/paper.yaml; what it leaves out has the paper's value."""
+    config: Tuple[Path, ...]
+    """YAML files such as configs/igae/paper.yaml, later over earlier ones; the rest has the paper's values."""
     scenes: Path
     """Folder of scenes in Blender format, as `igae-render-objects` makes them."""
     output_dir: Path
@@ -37,7 +37,7 @@ class TrainCommand:
         from igae_nerfstudio.igae.training import IGAETrainer
 
         trainer = IGAETrainer(
-            load_config(self.config, self.set),
+            load_config(*self.config, overrides=self.set),
             self.scenes,
             self.images,
             AutoencoderConfig(name_or_path=self.autoencoder),

@@ -57,10 +57,25 @@ def test_bad_settings_are_named(tmp_path: Path, text: str, message: str) -> None
 def test_overrides_and_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("stage2: {encoder_lr: 1e-4}\ndata: {max_scenes: null}")
-    config = load_config(path, ("stage2.epochs=3", "weights.rgb=0"))
+    config = load_config(path, overrides=("stage2.epochs=3", "weights.rgb=0"))
     assert config.stage2.encoder_lr == 1e-4 and config.stage2.epochs == 3 and config.weights.rgb == 0
     assert config.data.max_scenes is None
     with pytest.raises(InputError, match="key=value"):
-        load_config(path, ("stage2.epochs",))
+        load_config(path, overrides=("stage2.epochs",))
+    with pytest.raises(InputError, match="override 'stage2.epoch=3': there is no setting 'stage2.epoch'"):
+        load_config(path, overrides=("stage2.epoch=3",))
+    with pytest.raises(InputError, match="no readable value"):
+        load_config(path, overrides=("seed=[",))
     with pytest.raises(InputError, match="does not exist"):
         load_config(tmp_path / "missing.yaml")
+
+
+def test_ablations_go_over_any_config() -> None:
+    folder = ROOT / "configs" / "igae"
+    full = load_config(folder / "cpu.yaml")
+    no_3d, no_pr = (load_config(folder / "cpu.yaml", folder / f"{name}.yaml") for name in ("no_3d", "no_pr"))
+    assert (no_3d.weights.latent, no_3d.weights.rgb, no_3d.stage2.latent_rescaling) == (0, 0, None)
+    assert no_3d.weights.real_autoencoding == full.weights.real_autoencoding > 0
+    assert (no_pr.weights.scene_autoencoding, no_pr.weights.real_autoencoding) == (0, 0)
+    assert no_pr.weights.real_latent_moments == 0 and no_pr.weights.latent == full.weights.latent > 0
+    assert no_3d.triplanes == no_pr.triplanes == full.triplanes
