@@ -1,4 +1,4 @@
-"""Instant-NGP (Mueller et al. 2022) with a latent head, on CUDA and on the CPU.
+"""Instant-NGP (Mueller et al. 2022), on CUDA and on the CPU, in RGB and with a latent head.
 
 On CUDA, nerfacc's compiled kernels march the occupancy grid and tinycudann evaluates the field where it can be
 imported. Everywhere else `rendering/occupancy_marching.py` marches the same grid in plain torch.
@@ -20,46 +20,24 @@ from nerfstudio.models.instant_ngp import InstantNGPModelConfig, NGPModel
 from torch import Tensor
 
 from igae_nerfstudio.console import say
-from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda
 from igae_nerfstudio.models.nerfacto_field import give_latent_head
 from igae_nerfstudio.rendering.occupancy_marching import march_occupancy_grid, render_weights
 
 
 @dataclass
-class LatentInstantNGPConfig(LatentModelConfig, InstantNGPModelConfig):
-    """Nerfstudio's Instant-NGP, rendering latents."""
+class MarchedNGPConfig(InstantNGPModelConfig):
+    """Nerfstudio's Instant-NGP, which trains on machines without CUDA too."""
 
-    _target: Type = field(default_factory=lambda: LatentInstantNGP)
-    grid_resolution: int = 64
-    """Cells along a side of each level of the occupancy grid; half of Nerfstudio's 128, as a latent pixel is
-    eight times as wide as a pixel."""
+    _target: Type = field(default_factory=lambda: MarchedNGP)
 
 
-class LatentInstantNGP(LatentModel, NGPModel):
-    """Hash grid and occupancy grid with a linear head of c channels."""
-
-    config: LatentInstantNGPConfig
+class MarchedNGP(NGPModel):
+    """Nerfstudio's model; where its compiled kernels cannot run, plain torch marches its occupancy grid."""
 
     def populate_modules(self) -> None:
         super().populate_modules()
-        self.compiled = self.running_on_cuda and nerfacc_kernels_work()
-        self.sampler = VolumetricSampler(self.occupancy_grid, self.field.density_fn)
-        network = "tinycudann" if self.field.mlp_head.tcnn_encoding is not None else "torch"
-        marching = "nerfacc's CUDA kernels" if self.compiled else "plain torch"
-        say(f"igae-instant-ngp: occupancy grid marched by {marching}, field evaluated by {network}")
-
-    def adapt_field(self, latent_channels: int) -> None:
-        # Built anew: Nerfstudio 1.1.5 passes no `implementation`, and an appearance embedding when it is off.
-        self.field = NerfactoField(
-            aabb=self.scene_box.aabb,
-            num_images=self.num_train_data,
-            log2_hashmap_size=self.config.log2_hashmap_size,
-            max_res=self.config.max_res,
-            spatial_distortion=None if self.config.disable_scene_contraction else SceneContraction(float("inf")),
-            appearance_embedding_dim=32 if self.config.use_appearance_embedding else 0,
-            implementation="tcnn" if self.running_on_cuda else "torch",
-        )
-        give_latent_head(self.field, latent_channels)
+        self.compiled = built_for_cuda(self) and nerfacc_kernels_work()
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         outputs = super().get_outputs(ray_bundle) if self.compiled else self._march(ray_bundle)
@@ -83,7 +61,7 @@ class LatentInstantNGP(LatentModel, NGPModel):
         )[..., None]
         packed = {"weights": weights, "ray_indices": ray_indices, "num_rays": num_rays}
         return {
-            "latent": self.renderer_rgb(rgb=field_outputs[FieldHeadNames.RGB], **packed),
+            "rgb": self.renderer_rgb(rgb=field_outputs[FieldHeadNames.RGB], **packed),
             "accumulation": self.renderer_accumulation(**packed),
             "depth": self.renderer_depth(ray_samples=samples, **packed),
             "num_samples_per_ray": torch.bincount(ray_indices, minlength=num_rays),
@@ -112,6 +90,42 @@ class LatentInstantNGP(LatentModel, NGPModel):
         rays = ray_bundle[index]
         frustums = Frustums(rays.origins, rays.directions, starts[:, None], ends[:, None], rays.pixel_area)
         return RaySamples(frustums=frustums, camera_indices=rays.camera_indices), index
+
+
+@dataclass
+class LatentInstantNGPConfig(LatentModelConfig, InstantNGPModelConfig):
+    """Nerfstudio's Instant-NGP, rendering latents."""
+
+    _target: Type = field(default_factory=lambda: LatentInstantNGP)
+    grid_resolution: int = 64
+    """Cells along a side of each level of the occupancy grid; half of Nerfstudio's 128, as a latent pixel is
+    eight times as wide as a pixel."""
+
+
+class LatentInstantNGP(LatentModel, MarchedNGP):
+    """Hash grid and occupancy grid with a linear head of c channels."""
+
+    config: LatentInstantNGPConfig
+
+    def populate_modules(self) -> None:
+        super().populate_modules()
+        self.sampler = VolumetricSampler(self.occupancy_grid, self.field.density_fn)
+        network = "tinycudann" if self.field.mlp_head.tcnn_encoding is not None else "torch"
+        marching = "nerfacc's CUDA kernels" if self.compiled else "plain torch"
+        say(f"igae-instant-ngp: occupancy grid marched by {marching}, field evaluated by {network}")
+
+    def adapt_field(self, latent_channels: int) -> None:
+        # Built anew: Nerfstudio 1.1.5 passes no `implementation`, and an appearance embedding when it is off.
+        self.field = NerfactoField(
+            aabb=self.scene_box.aabb,
+            num_images=self.num_train_data,
+            log2_hashmap_size=self.config.log2_hashmap_size,
+            max_res=self.config.max_res,
+            spatial_distortion=None if self.config.disable_scene_contraction else SceneContraction(float("inf")),
+            appearance_embedding_dim=32 if self.config.use_appearance_embedding else 0,
+            implementation="tcnn" if built_for_cuda(self) else "torch",
+        )
+        give_latent_head(self.field, latent_channels)
 
 
 def nerfacc_kernels_work() -> bool:

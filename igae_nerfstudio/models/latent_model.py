@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Dict, Iterator
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
 from typing_extensions import Annotated
 from tyro.conf import Suppress
@@ -53,11 +54,6 @@ class LatentModel:
         """Replace the field's colour head (3 channels, sigmoid) by a linear one of `latent_channels`."""
         raise TypeError(f"{type(self).__name__} must say how its colour head becomes a latent head")
 
-    @property
-    def running_on_cuda(self) -> bool:
-        """Whether this model was built for a CUDA device (known before its parameters get there)."""
-        return torch.device(self.kwargs.get("device") or "cpu").type == "cuda"
-
     def set_background(self, background: Tensor) -> None:
         """The latent (c,) behind the scene, normalised."""
         self.renderer_rgb.background.copy_(background)
@@ -72,6 +68,11 @@ class LatentModel:
     def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
         losses = super().get_loss_dict(rename(outputs, "latent", "rgb"), {"image": batch["latent"]}, metrics_dict)
         return rename(losses, "rgb", "latent")
+
+
+def built_for_cuda(model: Model) -> bool:
+    """Whether a model was built for a CUDA device (known before its parameters get there)."""
+    return torch.device(model.kwargs.get("device") or "cpu").type == "cuda"
 
 
 def rename(entries: Dict[str, Any], old: str, new: str) -> Dict[str, Any]:

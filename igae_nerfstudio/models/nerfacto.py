@@ -8,7 +8,7 @@ from typing import Type
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 
-from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda
 from igae_nerfstudio.models.nerfacto_field import give_latent_head
 
 
@@ -25,7 +25,7 @@ class LatentNerfacto(LatentModel, NerfactoModel):
     """Hash grid, proposal networks, linear head of c channels."""
 
     def populate_modules(self) -> None:
-        if not self.running_on_cuda:
+        if not built_for_cuda(self):
             self.config.implementation = "torch"  # tinycudann's modules exist on CUDA only
         super().populate_modules()
 

@@ -1,0 +1,1 @@
+"""Speed: each method in RGB and in latents, side by side on one machine."""

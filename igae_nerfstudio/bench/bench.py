@@ -1,0 +1,284 @@
+"""`igae-bench`: what training and rendering cost in RGB and in latents, and how soon each reaches what quality."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import tyro
+
+STEPS = 25_000
+LATENT_STEPS = {"latent supervision": 10_000, "RGB alignment": 15_000}
+"""The paper's schedule (table 11), to which measured steps are extrapolated."""
+
+PSNR_LEVELS = tuple(range(14, 40))
+"""In dB: when does each side first get there?"""
+
+SLICES = 10
+"""In training for quality, the sides take turns so many times."""
+
+
+@dataclass
+class BenchCommand:
+    """Measure every method in RGB (Nerfstudio's own) and in latents, side by side."""
+
+    data: Path
+    """A scene."""
+    output_dir: Path
+    """For bench.json, bench.md, psnr_over_time.png and time_per_picture.png."""
+    quick: bool = False
+    """About 10 minutes on 2 cores: steps at the first size only, two rounds, quality of the first method only."""
+    methods: Tuple[str, ...] = ("tensorf", "kplanes", "instant-ngp", "vanilla-nerf")
+    """Which ones, of vanilla-nerf, instant-ngp, tensorf and kplanes."""
+    sizes: Tuple[int, ...] = (128, 256, 512)
+    """The longer side of the pictures in pixels; the scene's are resampled to each."""
+    dataparser: str = "auto"
+    """As `ns-train` takes it after its options; auto: blender-data or nerfstudio-data, by the files."""
+    autoencoder: str = "bundled"
+    """As in --pipeline.autoencoder.name-or-path."""
+    rounds: int = 5
+    """The sides take turns so many times in each measurement."""
+    seconds: float = 20.0
+    """Of every measurement, over all rounds, for each side; a single step or picture may take longer."""
+    quality_minutes: float = 10.0
+    """Training time for PSNR over time, for each side of each method; 0: none."""
+
+    def run(self) -> None:
+        """Measure and report."""
+        from igae_nerfstudio.bench.report import write_report
+        from igae_nerfstudio.bench.sides import METHODS, native_size
+        from igae_nerfstudio.console import say
+        from igae_nerfstudio.errors import InputError
+
+        for method in self.methods:
+            if method not in METHODS:
+                raise InputError(f"there is no method '{method}'; choose from {', '.join(METHODS)}")
+        if not self.methods or not self.sizes or min(self.sizes) < 32 or self.rounds < 1 or self.seconds <= 0:
+            raise InputError("igae-bench needs a method, --sizes of 32 or more, and positive --rounds and --seconds")
+        if self.quick:
+            self.rounds, self.seconds = min(self.rounds, 2), min(self.seconds, 4.0)
+            self.quality_minutes = min(self.quality_minutes, 1.0)
+        start = time.monotonic()
+        native = native_size(self.dataparser, self.data)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        results = Results()
+        for number, method in enumerate(self.methods):
+            say(f"{method} ({number + 1} of {len(self.methods)}, {time.monotonic() - start:.0f} s so far)")
+            quality = self.quality_minutes if number == 0 or not self.quick else 0.0
+            MethodBench(self, method, results).run(quality)
+            facts = {**machine(), "scene": str(self.data), "native_size": native, "seconds": time.monotonic() - start}
+            write_report(self.output_dir, results, facts)  # after every method, so that nothing is lost
+        say((self.output_dir / "bench.md").read_text())
+        say(f"bench.json, bench.md and two plots are in {self.output_dir}")
+
+
+@dataclass
+class Results:
+    """What was measured."""
+
+    records: List[Dict[str, Any]] = field(default_factory=list)
+    """With method, space, size, phase, metric, unit, median, min, max, n, and a note where something must be said."""
+    curves: Dict[str, Dict[str, List[Tuple[float, float]]]] = field(default_factory=dict)
+    """PSNR over time: method -> space -> (seconds of training, dB)."""
+
+    def add(
+        self,
+        where: Tuple[str, str, int, str],
+        metric: str,
+        unit: str,
+        values: Sequence[float],
+        note: Optional[str] = None,
+    ) -> None:
+        """Add the record of one metric.
+
+        Args:
+            where: method, space (`rgb` or `latent`), size in pixels, phase.
+            metric: what.
+            unit: of the values.
+            values: one of each repetition.
+            note: what one must know to compare it.
+        """
+        record = {
+            **dict(zip(("method", "space", "size", "phase"), where)),
+            **{"metric": metric, "unit": unit},
+            **{"median": median(values), "min": min(values), "max": max(values), "n": len(values)},
+        }
+        self.records.append({**record, "note": note} if note else record)
+
+    def get(self, method: str, space: str, size: int, phase: str, metric: str) -> Optional[Dict[str, Any]]:
+        """A record, or None."""
+        wanted = {"method": method, "space": space, "size": size, "phase": phase, "metric": metric}
+        return next((r for r in self.records if all(r[key] == value for key, value in wanted.items())), None)
+
+
+class MethodBench:
+    """One method, both sides.
+
+    Args:
+        command: the settings.
+        method: which one.
+        results: where to.
+    """
+
+    def __init__(self, command: BenchCommand, method: str, results: Results) -> None:
+        self.command, self.method, self.results = command, method, results
+        self.size = command.sizes[0]
+        self.budget = command.seconds / command.rounds
+
+    def run(self, quality_minutes: float) -> None:
+        """Measure everything."""
+        rgb, latent = self._worker("rgb", self.size), self._worker("latent", self.size)
+        workers = [rgb, latent]
+        try:
+            for worker in workers:
+                worker.ready()
+            if rgb.facts["views"] != latent.facts["views"]:
+                raise AssertionError("the two sides see different numbers of views")
+            if quality_minutes:
+                self._quality(rgb, latent, 60 * quality_minutes)
+            for worker in workers:
+                worker("prepare_timing")
+            self._training(rgb, latent)
+            self._rendering(rgb, latent)
+            self._size(rgb, latent)
+            if not self.command.quick:
+                state = str(latent.log.with_suffix(".state"))
+                latent("save_state", state)
+                for size in self.command.sizes[1:]:
+                    workers.append(self._worker("latent", size).ready())
+                    workers[-1]("prepare_timing")
+                    workers[-1]("load_state", state)
+                    self._training(rgb, workers[-1])
+        finally:
+            for worker in workers:
+                worker.close()
+
+    def _worker(self, space: str, size: int):
+        from igae_nerfstudio.bench.sides import Side
+        from igae_nerfstudio.bench.worker import Worker
+
+        command = self.command
+        folder = command.output_dir / "work"
+        return Worker(Side(self.method, space, command.data, command.dataparser, size, command.autoencoder, folder))
+
+    def _training(self, rgb, latent) -> None:
+        """Seconds of a step, the sides in turns; and what follows from them."""
+        size = latent_size = max(latent.facts["height"], latent.facts["width"])
+        phases = [(rgb, "rgb", "training"), *((latent, "latent", phase) for phase in LATENT_STEPS)]
+        steps: Dict[str, List[float]] = {phase: [] for _, _, phase in phases}
+        for worker, _, phase in phases:  # warms up; a step that takes this long is no worse than the next
+            first = worker("train", phase, 0.0)
+            steps[phase] += [] if first[0] < self.budget else first
+        for round_number in range(self.command.rounds):
+            for worker, _, phase in phases:
+                if round_number or not steps[phase]:
+                    steps[phase] += worker("train", phase, self.budget)
+        note = None
+        if size != self.size:
+            note = f"an RGB step draws {rgb.facts['rays']} rays at any size; those measured are of {self.size} px"
+        for worker, space, phase in phases:
+            where, taken = (self.method, space, latent_size, phase), steps[phase]
+            said = note if space == "rgb" else None
+            self.results.add(where, "step", "s", taken, said)
+            self.results.add(where, "rays", "1/s", [worker.facts["rays"] / s for s in taken], said)
+            self.results.add(where, "supervised pixels", "1/s", [worker.facts["pixels"] / s for s in taken], said)
+        whole = [STEPS * s / 60 for s in steps["training"]]
+        self.results.add((self.method, "rgb", size, "whole schedule"), "training", "min", whole, note)
+        of_phases = [[count * s / 60 for s in steps[phase]] for phase, count in LATENT_STEPS.items()]
+        ends = [sum(pick(values) for values in of_phases) for pick in (median, min, max)]
+        self.results.add((self.method, "latent", size, "whole schedule"), "training", "min", ends)
+
+    def _rendering(self, rgb, latent) -> None:
+        """Milliseconds of one picture, at every size, the sides in turns."""
+        for size in self.command.sizes:
+            pictures: Dict[str, List[Dict[str, float]]] = {"rgb": [], "latent": []}
+            latent("render", size, self.budget)  # warms up
+            for _ in range(self.command.rounds):
+                pictures["rgb"].append(rgb("render", size, self.budget))
+                pictures["latent"].append(latent("render", size, self.budget))
+            for space, taken in pictures.items():
+                share = min(picture["share"] for picture in taken)
+                note = (
+                    None if share == 1 else f"RGB pictures of {size} px are extrapolated from {share:.0%} of their rows"
+                )
+                where = (self.method, space, size, "rendering")
+                self.results.add(where, "picture", "ms", [1000 * picture["seconds"] for picture in taken], note)
+            decodes = [1000 * picture["decode"] for picture in pictures["latent"]]
+            self.results.add((self.method, "latent", size, "rendering"), "decode", "ms", decodes)
+
+    def _size(self, rgb, latent) -> None:
+        for worker, space in ((rgb, "rgb"), (latent, "latent")):
+            where = (self.method, space, self.size, "training and rendering")
+            for kind, value in worker("memory").items():
+                self.results.add(where, f"peak {kind}", "MiB", [value])
+            self.results.add(where, "checkpoint", "MiB", [worker("checkpoint_size")])
+            self.results.add(where, "parameters", "", [worker.facts["parameters"]])
+
+    def _quality(self, rgb, latent, seconds: float) -> None:
+        """PSNR over time: a short latent schedule that fills the time, and RGB training of the same time."""
+        supervision, alignment = (latent("train", phase, 0.0, 2)[-1] for phase in LATENT_STEPS)
+        latent.replace()  # the steps that told the schedule do not count
+        counts = (max(1, round(0.35 * seconds / supervision)), max(1, round(0.65 * seconds / alignment)))
+        latent("set_short_schedule", *counts)
+        curves: Dict[str, List[Tuple[float, float]]] = {"rgb": [], "latent": []}
+        spent = {"rgb": 0.0, "latent": 0.0}
+        done = {phase: 0 for phase in LATENT_STEPS}
+        for _ in range(SLICES):
+            spent["rgb"] += sum(rgb("train", "training", seconds / SLICES))
+            curves["rgb"].append((spent["rgb"], rgb("psnr")))
+            spent["latent"] += self._latent_slice(latent, seconds / SLICES, dict(zip(LATENT_STEPS, counts)), done)
+            curves["latent"].append((spent["latent"], latent("psnr")))
+        self.results.curves[self.method] = curves
+        note = (
+            f"PSNR over time is of {counts[0]} + {counts[1]} latent steps and of RGB training of the same time, at "
+            f"{self.size} px, in RGB of a sample of the views' pixels"
+        )
+        for space, curve in curves.items():
+            where = (self.method, space, self.size, "short schedule")
+            self.results.add(where, "PSNR at the end", "dB", [curve[-1][1]], note)
+            for level in PSNR_LEVELS:
+                reached = [at for at, psnr in curve if psnr >= level]
+                if reached:
+                    self.results.add(where, f"time to {level} dB", "s", reached[:1], note)
+
+    def _latent_slice(self, latent, seconds: float, counts: Dict[str, int], done: Dict[str, int]) -> float:
+        """Train for some seconds in whatever phase it is the turn of; returns the seconds."""
+        spent = 0.0
+        for phase, count in counts.items():
+            while done[phase] < count and spent < seconds:
+                taken = latent("train", phase, 0.0)
+                spent += sum(taken)
+                done[phase] += len(taken)
+        return spent
+
+
+def machine() -> Dict[str, Any]:
+    """What the figures hold for."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "gpu": gpu,
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    """The console script."""
+    warnings.simplefilter("ignore")  # of torch and Nerfstudio about each other, here and in the workers
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    tyro.cli(BenchCommand, description=BenchCommand.__doc__).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""One side of a comparison in a process of its own, so that its memory can be told from the other side's.
+
+The two sides' processes live at the same time and work in turns: whatever slows the machine down meets both.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+import time
+import traceback
+from typing import Any, Callable, Dict, List, Literal
+
+import torch
+from torch import Tensor
+
+from igae_nerfstudio.bench.sides import RGB_RAYS, Side, trainer_config
+from igae_nerfstudio.errors import InputError
+
+Stage = Literal["training", "latent supervision", "RGB alignment"]
+
+PSNR_VIEWS = 4
+"""Evaluation views of which PSNR is taken."""
+PSNR_RAYS = 4096
+"""In RGB, PSNR is taken of so many of their pixels, always the same."""
+RENDER_ROWS = 8
+"""An RGB picture that takes too long is timed on so many of its rows, evenly spread, at least."""
+
+
+class SideWorker:
+    """Trains, renders and measures one side; every method is a command of the parent process."""
+
+    def __init__(self, side: Side) -> None:
+        from igae_nerfstudio.models.latent_model import without_lpips
+
+        self.side = side
+        torch.manual_seed(0)
+        self.trainer = trainer_config(side).setup()
+        with without_lpips():
+            self.trainer.setup()
+        self.pipeline = self.trainer.pipeline
+        self.device = torch.device(self.trainer.device)
+        self._steps: Dict[str, int] = {}
+
+    def facts(self) -> Dict[str, Any]:
+        """What a step works on: rays, and pixels of photos that are compared."""
+        dataset = self.pipeline.datamanager.train_dataset
+        camera = dataset.cameras[0]
+        height, width = int(camera.height), int(camera.width)
+        if self.side.space == "rgb":
+            rays = pixels = RGB_RAYS
+        else:
+            rays = self.pipeline.datamanager.get_train_rays_per_batch()
+            pixels = self.pipeline.datamanager.config.images_per_batch * height * width
+        return {
+            "views": len(dataset),
+            "height": height,
+            "width": width,
+            "rays": rays,
+            "pixels": pixels,
+            "parameters": sum(p.numel() for group in self.pipeline.get_param_groups().values() for p in group),
+        }
+
+    # Training ------------------------------------------------------------------------------------------------
+
+    def set_short_schedule(self, latent_supervision_steps: int, rgb_alignment_steps: int) -> None:
+        """Phases of these lengths, with rates that suit short runs (those of `scripts/compare_autoencoders.py`)."""
+        from igae_nerfstudio.engine.phases import TwoPhaseSchedule
+
+        self.pipeline.schedule = TwoPhaseSchedule(latent_supervision_steps, rgb_alignment_steps, decoder_lr_decay=0.998)
+        for group in self.trainer.optimizers.optimizers["decoder"].param_groups:
+            group["initial_lr"] = 5e-4
+
+    def prepare_timing(self) -> None:
+        """The usual schedule, and grids that grow during training at the size that they have for most of it."""
+        if self.side.space == "latent":
+            self.pipeline.schedule = self.pipeline.config.schedule()
+        model = getattr(self.pipeline.model, "scene", self.pipeline.model)
+        for step in getattr(model, "upsampling_iters", ()):
+            self._callbacks(int(step), after=True)
+
+    def save_state(self, path: str) -> None:
+        """For a worker with pictures of another size, which goes on from there."""
+        torch.save(self.pipeline.state_dict(), path)
+
+    def load_state(self, path: str) -> None:
+        """Only what steps cost matters here: the decoder's latent pixel and the background stay the other's."""
+        self.pipeline.load_pipeline(torch.load(path, map_location="cpu", weights_only=True), step=0)
+
+    def train(self, stage: Stage, seconds: float, at_least: int = 1) -> List[float]:
+        """Take steps for some time; returns the seconds of each."""
+        taken: List[float] = []
+        while len(taken) < at_least or sum(taken) < seconds:
+            taken.append(self._timed(lambda: self._step(stage)))
+        return taken
+
+    def _step(self, stage: Stage) -> None:
+        first = self.pipeline.schedule.latent_supervision_steps if stage == "RGB alignment" else 0
+        step = first + self._steps.get(stage, 0)
+        self._steps[stage] = self._steps.get(stage, 0) + 1
+        self.pipeline.train()
+        self._callbacks(step, after=False)
+        self.trainer.train_iteration(step)
+        self._callbacks(step, after=True)
+        self.trainer.step = step
+
+    def _callbacks(self, step: int, after: bool) -> None:
+        from nerfstudio.engine.callbacks import TrainingCallbackLocation as Location
+
+        for callback in self.trainer.callbacks:
+            callback.run_callback_at_location(
+                step, Location.AFTER_TRAIN_ITERATION if after else Location.BEFORE_TRAIN_ITERATION
+            )
+
+    # Rendering -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def render(self, size: int, seconds: float) -> Dict[str, Any]:
+        """Render one picture of a size, in RGB or with its decode.
+
+        Args:
+            size: its longer side in pixels.
+            seconds: an RGB picture is rendered whole if it takes less; else some of its rows, and the time is scaled.
+
+        Returns:
+            `seconds` of the picture, in latents `decode` of its decode, and the `share` of it that was rendered.
+        """
+        self.pipeline.eval()
+        camera = self._camera(size)
+        model = self.pipeline.model
+        if self.side.space == "latent":
+            taken = self._timed(lambda: model.get_outputs_for_camera(camera))
+            latent = model.render(camera).latent[None]
+            return {"seconds": taken, "decode": self._timed(lambda: model.decode(latent)), "share": 1.0}
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+        height = rays.shape[0]
+
+        def of_rows(count: int) -> float:
+            rows = ((torch.arange(count) + 0.5) * (height / count)).long()
+            return self._timed(lambda: model.get_outputs_for_camera_ray_bundle(rays[rows]))
+
+        count = min(RENDER_ROWS, height)
+        taken = of_rows(count)
+        more = min(height, int(count * seconds / max(taken, 1e-6)))
+        if more > count:
+            count, taken = more, of_rows(more)
+        return {"seconds": taken * height / count, "share": count / height}
+
+    def _camera(self, size: int):
+        """The first evaluation camera, for pictures of another size; the decoder's latent pixel goes with it."""
+        camera = self.pipeline.datamanager.eval_dataset.cameras[0:1].to(self.device)
+        factor = (size + 1e-3) / int(max(camera.height.max(), camera.width.max()))
+        camera.rescale_output_resolution(factor)
+        if self.side.space == "latent":  # as if it had been trained on such pictures
+            self.pipeline.model.set_training_cameras(camera)
+        return camera
+
+    @torch.no_grad()
+    def psnr(self) -> float:
+        """PSNR in dB over some evaluation views; in RGB over some of their pixels."""
+        self.pipeline.eval()
+        dataset = self.pipeline.datamanager.eval_dataset
+        views = [i * len(dataset) // PSNR_VIEWS for i in range(min(PSNR_VIEWS, len(dataset)))]
+        errors: List[Tensor] = []
+        if self.side.space == "latent":
+            self.pipeline.model.set_training_cameras(self.pipeline.datamanager.train_dataset.cameras)
+            for view in views:
+                rendered = self.pipeline.model.render(dataset.cameras[view : view + 1]).rgb
+                errors.append((rendered.cpu() - dataset.get_image_float32(view)).square().flatten())
+        else:
+            generator = torch.Generator().manual_seed(0)
+            for view in views:
+                photo = self._photo(dataset, view)
+                rays = dataset.cameras.to(self.device).generate_rays(camera_indices=view, keep_shape=True)
+                chosen = torch.randperm(rays.size, generator=generator)[: PSNR_RAYS // len(views)]
+                outputs = self.pipeline.model.get_outputs_for_camera_ray_bundle(rays.flatten()[chosen[None]])
+                rendered = outputs.get("rgb", outputs.get("rgb_fine"))[0]
+                errors.append((rendered.cpu() - photo.view(-1, 3)[chosen]).square().flatten())
+        return float(-10 * torch.log10(torch.cat(errors).mean()))
+
+    @staticmethod
+    def _photo(dataset, view: int) -> Tensor:
+        """(H, W, 3) before white, where it is transparent and the dataparser has no other colour."""
+        image = dataset.get_image_float32(view)
+        if image.shape[-1] == 4:
+            image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+        return image
+
+    # Size ----------------------------------------------------------------------------------------------------
+
+    def memory(self) -> Dict[str, float]:
+        """Peak memory so far in MiB: of this process, and of the GPU where there is one."""
+        scale = 1 if sys.platform == "darwin" else 1024
+        result = {"RAM": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20}
+        if self.device.type == "cuda":
+            result["GPU"] = torch.cuda.max_memory_allocated() / 2**20
+        return result
+
+    def checkpoint_size(self) -> float:
+        """MiB of a checkpoint, with the optimisers' states."""
+        self.trainer.save_checkpoint(self.trainer.step)
+        return max(path.stat().st_size for path in self.trainer.checkpoint_dir.glob("*.ckpt")) / 2**20
+
+    def _timed(self, work: Callable[[], Any]) -> float:
+        self._wait()
+        start = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class Worker:
+    """A `SideWorker` in another process: `worker("train", "training", 5.0)` is `train("training", 5.0)` there.
+
+    Raises:
+        InputError: it failed, with its last line; the whole trace is in its log.
+    """
+
+    def __init__(self, side: Side) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.side = side
+        self.log = side.folder / f"{side.method}-{side.space}-{side.size}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._connection, other = context.Pipe()
+        # Not a daemon: some of Nerfstudio's datamanagers start processes of their own.
+        self._process = context.Process(target=_serve, args=(side, other, str(self.log)))
+        self._process.start()
+        other.close()
+        self.facts: Dict[str, Any] = {}
+
+    def ready(self) -> Worker:
+        """Wait until it can work."""
+        self.facts = self.facts or self("facts")
+        return self
+
+    def replace(self) -> Worker:
+        """A new process in the place of this one, as if nothing had happened."""
+        self.close()
+        self.__init__(self.side)
+        return self.ready()
+
+    def __call__(self, command: str, *arguments: Any) -> Any:
+        try:
+            self._connection.send((command, arguments))
+            good, answer = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            good, answer = False, "the process ended (out of memory?)"
+        if not good:
+            raise InputError(f"{self.log.stem}: {answer}; its log is {self.log}")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        try:
+            self._connection.send(("close", ()))
+        except (BrokenPipeError, OSError):
+            pass
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(side: Side, connection: Any, log: str) -> None:
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    worker = None
+    while True:
+        try:
+            command, arguments = connection.recv()
+        except EOFError:
+            command = "close"
+        if command == "close":
+            # Not an ordinary end: Nerfstudio's data processes would be waited for.
+            for child in multiprocessing.active_children():
+                child.kill()
+            os._exit(0)
+        try:
+            worker = worker or SideWorker(side)
+            connection.send((True, getattr(worker, command)(*arguments)))
+        except BaseException as error:
+            traceback.print_exc()
+            lines = str(error).splitlines()
+            connection.send((False, f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"))
