@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_autoencoder, write_blender_scene
 from PIL import Image
+from watch_devices import WatchDevices
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
 from igae_nerfstudio.errors import InputError
@@ -65,6 +66,19 @@ def make_trainer(data: dict[str, Path], output_dir: Path, config: IGAEConfig | N
     source = AutoencoderConfig(name_or_path=str(data["autoencoder"]))
     config = config or small_config()
     return IGAETrainer(config, data["scenes"], data["images"], source, output_dir, tensorboard=False)
+
+
+def test_losses_are_computed_where_the_model_is(data: dict[str, Path], tmp_path: Path) -> None:
+    trainer = make_trainer(data, tmp_path, small_config(real_latent_moments=1.0))
+    trainer._encode_all_views()
+    trainer._begin()
+    for stage in (1, 2):
+        trainer.stage = stage
+        groups = trainer.schedule(stage).groups(0)
+        batch = trainer._scene_batch(groups, sorted({group.scene for group in groups}))
+        with WatchDevices(trainer._latents):
+            losses = trainer.stage1_losses(batch) if stage == 1 else trainer.scene_losses(batch) | trainer.real_losses()
+        sum(losses.values()).backward()
 
 
 def test_each_term_teaches_what_the_paper_says(data: dict[str, Path], tmp_path: Path) -> None:
