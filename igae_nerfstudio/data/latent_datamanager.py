@@ -45,6 +45,8 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     _target: Type = field(default_factory=lambda: LatentDataManager)
     images_per_batch: int = 4
     """B, latent images per training step (paper, table 11: 4)."""
+    random_latent_rays: bool = False
+    """In latent supervision, take as many rays as B images have at random from all images, instead of B images."""
     latent_cache_dir: Optional[Path] = None
     """Folder for encoded photos; None: `igae-nerfstudio/latents` in the user's cache folder. Latents of any
     number of scenes and autoencoders can share it."""
@@ -73,6 +75,12 @@ class LatentSplit:
         image = self.photos[chosen].to(device, non_blocking=True).float() / 255
         on_device = chosen.to(device)
         return self.rays[on_device], {"latent": self.latents[on_device], "image": image, "image_idx": chosen}
+
+    def random_rays(self, count: int, generator: torch.Generator) -> Tuple[RayBundle, Dict[str, Any]]:
+        """Rays (R,) and {"latent": (R, c)} of R latent pixels from anywhere."""
+        pixels = self.latents.flatten(0, 2)
+        chosen = torch.randint(len(pixels), (count,), generator=generator).to(pixels.device)
+        return self.rays.flatten()[chosen], {"latent": pixels[chosen]}
 
 
 class LatentDataManager(VanillaDataManager[PhotoDataset]):
@@ -206,6 +214,11 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         if self.train_split is None:  # an exporter asks for rays of a finished run
             return self._random_view(), {}
         return self.train_split.batch(self._visit(len(self.train_dataset), step), self.device)
+
+    def next_train_rays(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
+        """As many latent rays of the training split as B images have, at random; a function of the step alone."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.config.sampling_seed + step)
+        return self.train_split.random_rays(self.get_train_rays_per_batch(), generator)
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
         return self.encode_eval_split().batch(self._visit(len(self.eval_dataset), step), self.device)

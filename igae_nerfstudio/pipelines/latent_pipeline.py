@@ -149,7 +149,8 @@ class LatentPipeline(VanillaPipeline):
         Returns:
             The scene model's outputs, the losses (to be summed), and metrics.
         """
-        rays, batch = self.datamanager.next_train(step)
+        single_rays = self.phase is Phase.LATENT_SUPERVISION and self.config.datamanager.random_latent_rays
+        rays, batch = (self.datamanager.next_train_rays if single_rays else self.datamanager.next_train)(step)
         return self._losses(rays, batch)
 
     @profiler.time_function
@@ -166,7 +167,7 @@ class LatentPipeline(VanillaPipeline):
         scene = self.model.scene
         encoded = self.model.normalizer.normalize(batch["latent"])  # z_p, normalised
         outputs = scene(rays.flatten())  # z~_p and what the method's losses need
-        target = {"latent": encoded.flatten(0, 2)}
+        target = {"latent": encoded.flatten(0, -2)}
         metrics = scene.get_metrics_dict(outputs, target)
         losses = scene.get_loss_dict(outputs, target, metrics)  # equation 2
 

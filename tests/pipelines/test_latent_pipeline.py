@@ -71,6 +71,28 @@ def test_every_image_is_visited_once_an_epoch_whatever_the_first_step(pipeline: 
     assert pipeline.datamanager.next_train(7)[1]["image_idx"].tolist() == pipeline.datamanager._visit(6, 7)
 
 
+def test_random_latent_rays_belong_to_their_latents(pipeline: LatentPipeline) -> None:
+    """In latent supervision only: a decoder needs whole images."""
+    pipeline.config.datamanager.random_latent_rays = True
+    split = pipeline.datamanager.train_split
+    rays, batch = pipeline.datamanager.next_train_rays(5)
+    assert rays.shape == (2 * 6 * 6,) and batch["latent"].shape == (2 * 6 * 6, 6)
+    flat = split.rays.flatten()
+    for i in range(0, len(rays), 7):
+        (place,) = ((flat.directions == rays.directions[i]) & (flat.origins == rays.origins[i])).all(-1).nonzero()
+        assert torch.equal(split.latents.flatten(0, 2)[place[0]], batch["latent"][i])
+        assert flat.camera_indices[place[0]] == rays.camera_indices[i]
+    again, other = pipeline.datamanager.next_train_rays(5)[0], pipeline.datamanager.next_train_rays(6)[0]
+    assert torch.equal(again.directions, rays.directions) and not torch.equal(other.directions, rays.directions)
+    assert len(set(rays.camera_indices.flatten().tolist())) == 6  # from all images
+
+    outputs, losses, _ = pipeline.get_train_loss_dict(5)
+    by_hand = (outputs["latent_fine"] - pipeline.model.normalizer.normalize(batch["latent"])).square().mean()
+    torch.testing.assert_close(losses["latent_loss_fine"], by_hand, rtol=0.2, atol=0)  # samples are random
+    pipeline.phase = Phase.RGB_ALIGNMENT
+    assert "rgb_alignment_loss" in pipeline.get_train_loss_dict(5)[1]
+
+
 def test_a_camera_of_twice_the_size_gives_the_same_picture_enlarged(pipeline: LatentPipeline) -> None:
     model = pipeline.model.eval()
     camera = pipeline.datamanager.eval_dataset.cameras[0:1]
