@@ -18,13 +18,14 @@ from typing import Any, Dict
 from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from nerfstudio.engine.optimizers import AdamOptimizerConfig, RAdamOptimizerConfig
+from nerfstudio.engine.optimizers import RAdamOptimizerConfig
 from nerfstudio.engine.schedulers import CosineDecaySchedulerConfig, ExponentialDecaySchedulerConfig
 from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from igae_nerfstudio.data.latent_datamanager import LatentDataManagerConfig
+from igae_nerfstudio.engine.optimizers import FusedAdamOptimizerConfig
 from igae_nerfstudio.engine.trainer import LatentTrainerConfig, SafeTrainerConfig
 from igae_nerfstudio.models.instant_ngp import LatentInstantNGPConfig
 from igae_nerfstudio.models.kplanes import KPlanesModelConfig
@@ -72,7 +73,7 @@ def latent_method(
             # Table 11: Adam at 1e-4; its decay of 0.9996 per step is `--pipeline.decoder-lr-decay`.
             optimizers={
                 **optimizers,
-                "decoder": {"optimizer": AdamOptimizerConfig(lr=1e-4), "scheduler": None},
+                "decoder": {"optimizer": FusedAdamOptimizerConfig(lr=1e-4), "scheduler": None},
             },
             viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
             vis="viewer",
@@ -96,7 +97,7 @@ igae_instant_ngp = latent_method(
     model=LatentInstantNGPConfig(eval_num_rays_per_chunk=8192, far_plane=4.0),
     optimizers={
         "fields": {
-            "optimizer": AdamOptimizerConfig(lr=1e-2, eps=1e-15),
+            "optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-15),
             "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=200_000),
         }
     },
@@ -111,11 +112,11 @@ igae_tensorf = latent_method(
     model=LatentTensoRFConfig(),
     optimizers={
         "fields": {
-            "optimizer": AdamOptimizerConfig(lr=1e-3),
+            "optimizer": FusedAdamOptimizerConfig(lr=1e-3),
             "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=30_000),
         },
         "encodings": {
-            "optimizer": AdamOptimizerConfig(lr=2e-2),
+            "optimizer": FusedAdamOptimizerConfig(lr=2e-2),
             "scheduler": ExponentialDecaySchedulerConfig(lr_final=2e-3, max_steps=30_000),
         },
     },
@@ -128,7 +129,7 @@ def kplanes_optimizers() -> Optimizers:
     """Adam at 1e-2 with a cosine decay after 512 steps of warm-up (Fridovich-Keil et al. 2023), for both groups."""
     return {
         group: {
-            "optimizer": AdamOptimizerConfig(lr=1e-2, eps=1e-12),
+            "optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-12),
             "scheduler": CosineDecaySchedulerConfig(warm_up_end=512, max_steps=30_000),
         }
         for group in ("proposal_networks", "fields")
@@ -172,7 +173,7 @@ igae_nerfacto = latent_method(
     model=LatentNerfactoConfig(average_init_density=0.01, far_plane=4.0),
     optimizers={
         group: {
-            "optimizer": AdamOptimizerConfig(lr=1e-2, eps=1e-15),
+            "optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-15),
             "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=200_000),
         }
         for group in ("proposal_networks", "fields")

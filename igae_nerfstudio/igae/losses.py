@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.rendering.grid_variation import squared_variation
 
 
 def total_variation(images: Tensor, p: float, q: float) -> Tensor:
@@ -22,14 +23,12 @@ def total_variation(images: Tensor, p: float, q: float) -> Tensor:
         A scalar, the mean over the leading dimensions. Differences of zero have gradient zero.
     """
     height, width = images.shape[-2:]
+    if (p, q) == (2, 2):
+        each = images.shape[-3] / images.numel()  # of a pixel, over leading dimensions too
+        return squared_variation(images, each, each)
     total = images.new_zeros(())
     for dim in (-2, -1):
-        difference = images.diff(dim=dim)
-        if (p, q) == (2, 2):
-            norms = difference.square().sum(dim=-3)
-        else:
-            norms = _norm(difference, p) ** q
-        total = total + norms.sum(dim=(-2, -1)).mean()
+        total = total + (_norm(images.diff(dim=dim), p) ** q).sum(dim=(-2, -1)).mean()
     return total / (height * width)
 
 

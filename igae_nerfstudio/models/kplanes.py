@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
-import torch.nn.functional as F
 from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.configs.config_utils import to_immutable_dict
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -39,6 +38,8 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 from torch.nn import Parameter
+
+from igae_nerfstudio.rendering.grid_variation import mean_squared_variation
 
 
 def plane_total_variation(planes: Iterable[Tensor]) -> Tensor:
@@ -61,8 +62,7 @@ def plane_total_variation(planes: Iterable[Tensor]) -> Tensor:
     Raises:
         ValueError: If ``planes`` is empty.
     """
-    # mse_loss subtracts and squares in one kernel: no difference tensor of plane size is kept for backward.
-    terms = [F.mse_loss(p[:, 1:, :], p[:, :-1, :]) + F.mse_loss(p[:, :, 1:], p[:, :, :-1]) for p in planes]
+    terms = [mean_squared_variation(plane) for plane in planes]
     if not terms:
         raise ValueError("plane_total_variation needs at least one plane.")
     return torch.stack(terms).mean()

@@ -11,8 +11,11 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.field_components.field_heads import FieldHead, FieldHeadNames
 from nerfstudio.model_components.losses import scale_gradients_by_distance_squared
 from nerfstudio.models.tensorf import TensoRFModel, TensoRFModelConfig
+from nerfstudio.utils import misc
+from torch import Tensor
 
-from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, rename
+from igae_nerfstudio.rendering.grid_variation import mean_squared_variation
 
 EMPTY_RAY = 1e-4
 """Accumulation of the coarse pass below which TensoRF leaves a ray to the background."""
@@ -43,8 +46,9 @@ class LatentTensoRF(LatentModel, TensoRFModel):
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
         coarse = self.sampler_uniform(ray_bundle)
-        coarse_weights = coarse.get_weights(self.field.get_density(coarse))
-        occupied = self.renderer_accumulation(coarse_weights).flatten() >= EMPTY_RAY
+        with torch.no_grad():  # they only say where to look; no loss has a gradient through them
+            coarse_weights = coarse.get_weights(self.field.get_density(coarse))
+            occupied = self.renderer_accumulation(coarse_weights).flatten() >= EMPTY_RAY
 
         fine = self.sampler_pdf(ray_bundle, coarse, coarse_weights)
         field_outputs = self.field(fine, mask=occupied, bg_color=self.renderer_rgb.background)
@@ -56,3 +60,15 @@ class LatentTensoRF(LatentModel, TensoRFModel):
             "accumulation": torch.clamp(self.renderer_accumulation(weights), min=0),
             "depth": self.renderer_depth(weights, fine),
         }
+
+    def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
+        """As in Nerfstudio, with its total variation (twice the mean square) computed faster."""
+        if self.config.regularization != "tv":
+            return super().get_loss_dict(outputs, batch, metrics_dict)
+        losses = {
+            "rgb_loss": self.rgb_loss(batch["latent"], outputs["latent"]),
+            "tv_reg_density": 2 * mean_squared_variation(self.field.density_encoding.plane_coef),
+            "tv_reg_color": 2 * mean_squared_variation(self.field.color_encoding.plane_coef),
+        }
+        self.camera_optimizer.get_loss_dict(losses)
+        return rename(misc.scale_dict(losses, self.config.loss_coefficients), "rgb", "latent")

@@ -1,0 +1,65 @@
+"""Squared total variation of feature grids, as every method that stores features in planes regularises them.
+
+With automatic differentiation each of its four slices becomes a zero-filled gradient of the grid's full size, which
+costs more than rendering a batch of latent rays does (docs/performance.md). Here one gradient takes all four.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _SquaredVariation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grids: Tensor, down: float, across: float) -> Tensor:
+        ctx.save_for_backward(grids)
+        ctx.weights = {-2: down, -1: across}
+        total = grids.new_zeros(())
+        for dim, weight in ctx.weights.items():
+            difference = grids.diff(dim=dim).flatten()
+            total += weight * torch.dot(difference, difference)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> Tuple[Tensor, None, None]:
+        (grids,) = ctx.saved_tensors
+        gradient = torch.zeros_like(grids)
+        for dim, weight in ctx.weights.items():
+            difference = grids.diff(dim=dim)
+            length = difference.shape[dim]
+            gradient.narrow(dim, 1, length).addcmul_(difference, above, value=2 * weight)
+            gradient.narrow(dim, 0, length).addcmul_(difference, above, value=-2 * weight)
+        return gradient, None, None
+
+
+def squared_variation(grids: Tensor, down: float, across: float) -> Tensor:
+    """down * sum (G_ij - G_i-1,j)^2 + across * sum (G_ij - G_i,j-1)^2 over everything.
+
+    Args:
+        grids: (..., H, W); differentiable once.
+        down: weight of the differences between rows.
+        across: weight of those between columns.
+
+    Returns:
+        A scalar.
+    """
+    return _SquaredVariation.apply(grids, down, across)
+
+
+def mean_squared_variation(grids: Tensor) -> Tensor:
+    """The mean squared difference between neighbouring rows plus that between neighbouring columns.
+
+    Args:
+        grids: (..., H, W), H and W 2 or more.
+
+    Returns:
+        A scalar.
+    """
+    height, width = grids.shape[-2:]
+    maps = grids.numel() // (height * width)
+    return squared_variation(grids, 1 / (maps * (height - 1) * width), 1 / (maps * height * (width - 1)))
