@@ -21,6 +21,7 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, Va
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.pixel_samplers import PixelSampler
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
+from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import track
 from torch import Tensor
@@ -102,6 +103,12 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         if config.images_per_batch < 1:
             raise InputError(
                 f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}; it must be 1 or more"
+            )
+        self.rank, self.processes = comms.get_rank(), comms.get_world_size()
+        if config.images_per_batch % self.processes:
+            raise InputError(
+                f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}, which {self.processes} devices "
+                "cannot share equally; choose a multiple"
             )
         self.train_split: Optional[LatentSplit] = None
         self._autoencoder: Optional[Autoencoder] = None
@@ -217,7 +224,8 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     def next_train_rays(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
         """As many latent rays of the training split as B images have, at random; a function of the step alone."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.config.sampling_seed + step)
+        seed = (self.config.sampling_seed * self.processes + self.rank) * 1_000_003 + step
+        generator = torch.Generator().manual_seed(seed)
         return self.train_split.random_rays(self.get_train_rays_per_batch(), generator)
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
@@ -228,9 +236,11 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return self.eval_dataloader.get_camera(image_idx=index)
 
     def _visit(self, count: int, step: int) -> List[int]:
-        """Indices of step `step` in an endless row of seeded permutations of `count` images."""
-        batch = self.config.images_per_batch
-        visits = range(step * batch, (step + 1) * batch)
+        """Indices of step `step` in an endless row of seeded permutations of `count` images; of several processes
+        each takes its share."""
+        share = self.config.images_per_batch // self.processes
+        first = step * self.config.images_per_batch + self.rank * share
+        visits = range(first, first + share)
         return [_permutation(self.config.sampling_seed, count, i // count)[i % count] for i in visits]
 
     def _random_view(self) -> RayBundle:
@@ -240,11 +250,11 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return cameras.generate_rays(camera_indices=index, keep_shape=True)
 
     def get_train_rays_per_batch(self) -> int:
-        """Latent rays of one step, B h w."""
+        """Latent rays of one step, B h w; of several processes, this one's."""
         if self.train_split is None:
             return self.config.train_num_rays_per_batch
         h, w = self.train_split.latents.shape[1:3]
-        return self.config.images_per_batch * h * w
+        return self.config.images_per_batch // self.processes * h * w
 
 
 @lru_cache(maxsize=8)

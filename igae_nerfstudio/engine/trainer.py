@@ -13,17 +13,19 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Tuple, Type
+from typing import Any, ClassVar, Dict, List, Literal, Tuple, Type
 
 import numpy as np
 import torch
 import yaml
 from nerfstudio.configs.experiment_config import MachineConfig
+from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from torch import Tensor
 
 from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import write_atomically
 
@@ -44,13 +46,16 @@ class SafeTrainerConfig(TrainerConfig):
 class SafeTrainer(Trainer):
     """Writes checkpoints atomically and in plain types, resumes to the same last step, stops at NaN."""
 
+    averages_gradients: ClassVar[bool] = False
+    """Whether several processes can train together."""
+
     def total_steps(self) -> int:
         """The number of steps of the whole run, resumed or not."""
         return self.config.max_num_iterations
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        if self.world_size > 1:
-            raise InputError("several devices are not supported; leave --machine.num-devices at 1")
+        if self.world_size > 1 and not self.averages_gradients:
+            raise InputError(f"{self.config.method_name} trains on one device; leave --machine.num-devices at 1")
         super().setup(test_mode)
 
     # Training ------------------------------------------------------------------------------------------------
@@ -169,7 +174,9 @@ class LatentTrainerConfig(SafeTrainerConfig):
 
 
 class LatentTrainer(SafeTrainer):
-    """A trainer whose number of steps follows from the two phases."""
+    """A trainer whose number of steps follows from the two phases, on one device or several."""
+
+    averages_gradients = True
 
     def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         self._configured_iterations = config.max_num_iterations
@@ -184,8 +191,19 @@ class LatentTrainer(SafeTrainer):
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         super().setup(test_mode)
-        self.pipeline.datamanager.save_scene_record(self.base_dir / "scene.pt")
+        if self.world_size > 1:  # each process has drawn its own first weights
+            same_everywhere(v for v in self.pipeline.state_dict().values() if isinstance(v, Tensor) and v.numel())
+        self._save_scene_record()
         self._save_resolved_config()
+
+    def setup_optimizers(self) -> Optimizers:
+        if self.world_size == 1:
+            return super().setup_optimizers()
+        return AveragedOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
+
+    @check_main_thread
+    def _save_scene_record(self) -> None:
+        self.pipeline.datamanager.save_scene_record(self.base_dir / "scene.pt")
 
     @check_main_thread
     def _save_resolved_config(self) -> None:

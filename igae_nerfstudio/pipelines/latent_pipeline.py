@@ -39,6 +39,7 @@ from igae_nerfstudio.data.latent_datamanager import (
     LatentDataManagerConfig,
 )
 from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
+from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
@@ -102,8 +103,11 @@ class LatentPipeline(VanillaPipeline):
         config: LatentPipelineConfig,
         device: str,
         test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
+        del world_size, local_rank  # of no concern to a pipeline whose gradients the trainer averages
         self.schedule = config.schedule()
         autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
         if autoencoder is not None:
@@ -131,7 +135,8 @@ class LatentPipeline(VanillaPipeline):
 
     def _enter_latent_space(self) -> None:
         """Encode the training photos and fit everything that is fixed for the scene."""
-        split = self.datamanager.encode_train_split(self.autoencoder)
+        with first_process_first():
+            split = self.datamanager.encode_train_split(self.autoencoder)
         model = self.model
         model.normalizer.fit(split.latents)
         model.preview.fit(model.normalizer.normalize(split.latents))
