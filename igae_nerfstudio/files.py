@@ -1,11 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and logs of JSON lines."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Dict, Optional
 
 
 def write_atomically(path: Path, write: Callable, scratch: Optional[Path] = None) -> None:
@@ -27,3 +28,25 @@ def write_atomically(path: Path, write: Callable, scratch: Optional[Path] = None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def append_json_line(path: Path, entry: Dict[str, Any]) -> None:
+    """Add a line to a log."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def keep_json_lines(path: Path, keep: Callable[[Dict[str, Any]], bool]) -> None:
+    """Drop lines of a log, and one that a kill cut off; a resumed training writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if keep(entry):
+            kept.append(line)
+    text = "".join(f"{line}\n" for line in kept)
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -13,7 +13,7 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List, Literal, Tuple, Type
+from typing import Any, Callable, ClassVar, Dict, List, Literal, Tuple, Type
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from nerfstudio.configs.experiment_config import MachineConfig
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.misc import step_check
 from torch import Tensor
 
 from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.files import write_atomically
+from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
 
 
 def default_device() -> Literal["cuda", "cpu"]:
@@ -200,6 +201,59 @@ class LatentTrainer(SafeTrainer):
         if self.world_size == 1:
             return super().setup_optimizers()
         return AveragedOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
+
+    # What a run leaves to look at, with a logger or without ---------------------------------------------------
+
+    def train(self) -> None:
+        """Train through both phases; `metrics.jsonl` and `figure.png` in the run's folder follow the way."""
+        last = self._start_step
+        self._keep_log(lambda entry: entry["step"] < last)
+        super().train()
+        self._evaluate_one_image(self.step)
+
+    def train_iteration(self, step: int) -> Tuple[Tensor, Dict[str, Tensor], Dict[str, Tensor]]:
+        loss, losses, metrics = super().train_iteration(step)
+        if step % self.config.logging.steps_per_log == 0:
+            values = {name: float(value) for name, value in {**losses, **metrics}.items()}
+            self._log(step, {"phase": self.pipeline.phase.value, "loss": float(loss), **values})
+        return loss, losses, metrics
+
+    def eval_iteration(self, step: int) -> None:
+        """As in Nerfstudio, which evaluates nothing where there is no logger."""
+        self.pipeline.last_evaluation = None
+        super().eval_iteration(step)
+        if self.pipeline.last_evaluation is not None:
+            self._leave_evaluation(step)
+        elif step_check(step, self.config.steps_per_eval_image):
+            self._evaluate_one_image(step)
+
+    def _evaluate_one_image(self, step: int) -> None:
+        if len(self.pipeline.datamanager.eval_dataset) and self.pipeline.datamanager.train_split is not None:
+            self.pipeline.get_eval_image_metrics_and_images(step)
+            self._leave_evaluation(step)
+
+    @check_main_thread
+    def _leave_evaluation(self, step: int) -> None:
+        from torchvision.utils import save_image
+
+        metrics, images = self.pipeline.last_evaluation
+        self._log(step, {"phase": self.pipeline.phase.value, **{f"eval_{name}": v for name, v in metrics.items()}})
+        picture = images["figure"].permute(2, 0, 1)
+        try:
+            write_atomically(self.base_dir / "figure.png", lambda file: save_image(picture, file, format="png"))
+        except OSError as error:
+            warn(f"No figure at step {step}: {error}; training goes on.")
+
+    @check_main_thread
+    def _log(self, step: int, values: Dict[str, Any]) -> None:
+        try:
+            append_json_line(self.base_dir / "metrics.jsonl", {"step": step, **values})
+        except OSError as error:
+            warn(f"metrics.jsonl cannot be written at step {step}: {error}; training goes on.")
+
+    @check_main_thread
+    def _keep_log(self, keep: Callable[[Dict[str, Any]], bool]) -> None:
+        keep_json_lines(self.base_dir / "metrics.jsonl", keep)
 
     @check_main_thread
     def _save_scene_record(self) -> None:

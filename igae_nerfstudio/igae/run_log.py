@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.files import write_atomically
+from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
 
 COLUMNS = ("view", "autoencoded", "latent of view", "rendered latent", "decoded render")
 
@@ -54,8 +53,7 @@ class RunLog:
 
     def numbers(self, stage: int, step: int, values: Dict[str, float]) -> None:
         """One line of `metrics.jsonl`: stage, step and the values."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        append_json_line(self.path, {"stage": stage, "step": step, **values})
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"stage{stage}/{name}", value, step)
@@ -85,18 +83,7 @@ class RunLog:
 
     def rewind(self, stage: int, step: int) -> None:
         """Forget lines after a step, which a resumed training writes again."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that a kill cut off
-            if (entry["stage"], entry["step"]) <= (stage, step):
-                kept.append(line)
-        text = "".join(f"{line}\n" for line in kept)
-        write_atomically(self.path, lambda file: file.write(text.encode()))
+        keep_json_lines(self.path, lambda entry: (entry["stage"], entry["step"]) <= (stage, step))
 
     def close(self) -> None:
         """Write what is still in buffers."""

@@ -42,6 +42,7 @@ from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
+from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 
 
@@ -95,6 +96,8 @@ class LatentPipeline(VanillaPipeline):
 
     config: LatentPipelineConfig
     datamanager: LatentDataManager
+    last_evaluation: Optional[Tuple[Dict[str, float], Dict[str, Tensor]]] = None
+    """Metrics and pictures of the evaluation image that was looked at last."""
     autoencoder: Optional[Autoencoder]
     """E and the untouched D, or None where a finished run is used without them."""
 
@@ -218,6 +221,7 @@ class LatentPipeline(VanillaPipeline):
         camera, batch = self.datamanager.next_eval_image(step)
         metrics, images = self._evaluate(camera, batch)
         self.train()
+        self.last_evaluation = (metrics, images)
         return {**metrics, "num_rays": int(camera.height * camera.width)}, images
 
     @profiler.time_function
@@ -273,6 +277,7 @@ class LatentPipeline(VanillaPipeline):
         view = model.render(camera)
         metrics = self.image_metrics(view.rgb, photo)
         pictures, previews = [photo, view.rgb], [model.preview(view.latent)]
+        autoencoded = encoded = None
         if self.autoencoder is not None:
             latents = self.autoencoder.encode(photo.permute(2, 0, 1)[None])
             encoded = model.normalizer.normalize(latents[0].permute(1, 2, 0))
@@ -286,6 +291,7 @@ class LatentPipeline(VanillaPipeline):
             "latent": torch.cat(previews, dim=1),  # rendered | encoded
             "accumulation": colormaps.apply_colormap(view.accumulation),
             "depth": colormaps.apply_depth_colormap(view.depth, accumulation=view.accumulation),
+            "figure": evaluation_figure(photo, view.rgb, autoencoded, view.latent, encoded),
         }
         return metrics, images
 

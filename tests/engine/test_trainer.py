@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import latent_config, write_blender_scene
+from PIL import Image
 
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.engine.trainer import plain
@@ -180,3 +182,27 @@ def test_empty_and_mixed_scenes_are_named(autoencoder_dir: Path, tmp_path: Path)
         trainer(missing)
     with pytest.raises(InputError, match="24 x 24"):
         trainer(write_blender_scene(tmp_path / "small", size=(24, 24)))
+
+
+@pytest.mark.parametrize("logger", [True, False])
+def test_a_run_leaves_numbers_and_a_figure(make_trainer, logger: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(steps_per_eval_image=2, steps_per_eval_batch=1000)
+    trainer.config.logging.steps_per_log = 2
+    monkeypatch.setattr(type(trainer.config), "is_tensorboard_enabled", lambda self: logger)
+    trainer.train()
+    lines = [json.loads(line) for line in (trainer.base_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["step"], line["phase"]) for line in lines if "loss" in line]
+    assert steps == [(0, "latent supervision"), (2, "latent supervision"), (4, "RGB alignment")]
+    assert "latent_loss" in lines[0] and "rgb_alignment_loss" in [line for line in lines if "loss" in line][-1]
+    evaluated = [line for line in lines if "eval_psnr" in line]
+    assert [line["step"] for line in evaluated] == [2, 4, 5]  # and at the end
+    assert {"eval_latent_psnr", "eval_autoencoder_psnr"} <= evaluated[-1].keys()
+    with Image.open(trainer.base_dir / "figure.png") as figure:
+        assert figure.size == (4 * 48, 48 + 2 * 6 * (192 // 36))  # four pictures; two rows of six channels of 6 x 6
+
+    resumed = make_trainer(load_dir=trainer.checkpoint_dir)
+    resumed.pipeline.config.rgb_alignment_steps, resumed.config.max_num_iterations = 5, 8
+    (resumed.base_dir / "metrics.jsonl").open("a").write('{"step": 7, "cut o')
+    resumed.train()
+    again = [json.loads(line) for line in (resumed.base_dir / "metrics.jsonl").read_text().splitlines()]
+    assert again[: len(lines)] == lines and again[-1]["step"] == 7
