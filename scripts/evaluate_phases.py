@@ -16,9 +16,7 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 
 def main() -> None:
@@ -31,13 +29,15 @@ def main() -> None:
 
     from nerfstudio.utils.eval_utils import eval_setup
 
+    from igae_nerfstudio.pipelines.pictures import sheet, to_uint8
+
     config, pipeline, _, _ = eval_setup(arguments.load_config, test_mode="test")
     dataset = pipeline.datamanager.eval_dataset
     views = [view for view in arguments.views if view < len(dataset)]
     folder = config.get_checkpoint_dir()
     steps = sorted(int(re.fullmatch(r"step-(\d+)\.ckpt", path.name)[1]) for path in folder.glob("step-*.ckpt"))
     table: dict[str, dict[str, float]] = {}
-    columns = {"photo": [picture(dataset.get_image_float32(view)) for view in views]}
+    columns = {"photo": [to_uint8(dataset.get_image_float32(view)) for view in views]}
     for step in steps:
         state = torch.load(folder / f"step-{step:09d}.ckpt", map_location="cpu", weights_only=True)
         pipeline.load_pipeline(state["pipeline"], state["step"])
@@ -45,14 +45,14 @@ def main() -> None:
         table[name] = pipeline.get_average_eval_image_metrics(step=step)
         pipeline.eval()
         outputs = [pipeline.model.get_outputs_for_camera(dataset.cameras[view : view + 1]) for view in views]
-        columns[name] = [picture(output["rgb"]) for output in outputs]
+        columns[name] = [to_uint8(output["rgb"]) for output in outputs]
         figures = "  ".join(f"{key} {value:.3f}" for key, value in table[name].items())
         print(f"{name}: {figures}", flush=True)
     if pipeline.autoencoder is not None:
         columns["autoencoder (ceiling)"] = [
-            picture(autoencoded(pipeline.autoencoder, dataset.get_image_float32(view))) for view in views
+            to_uint8(autoencoded(pipeline.autoencoder, dataset.get_image_float32(view))) for view in views
         ]
-    columns["latent preview"] = [picture(output["latent"]) for output in outputs]
+    columns["latent preview"] = [to_uint8(output["latent"]) for output in outputs]
 
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     stem = arguments.output_dir / f"{config.experiment_name}-{config.method_name}"
@@ -65,22 +65,6 @@ def autoencoded(autoencoder, photo: torch.Tensor) -> torch.Tensor:
     """A photo (H, W, 3) through the untouched autoencoder."""
     latents = autoencoder.encode(photo.permute(2, 0, 1)[None])
     return autoencoder.decode(latents, size=tuple(photo.shape[:2]))[0].permute(1, 2, 0)
-
-
-def picture(image: torch.Tensor) -> np.ndarray:
-    """(H, W, 3) in [0, 1] as uint8."""
-    return np.rint(255 * image.detach().cpu().clamp(0, 1).numpy()).astype(np.uint8)
-
-
-def sheet(columns: dict[str, list[np.ndarray]]) -> Image.Image:
-    """Named columns of pictures, one row per view."""
-    rows = [np.concatenate(row, axis=1) for row in zip(*columns.values())]
-    body = np.concatenate(rows)
-    image = Image.fromarray(np.concatenate([np.full((20, body.shape[1], 3), 255, np.uint8), body]))
-    draw = ImageDraw.Draw(image)
-    for i, title in enumerate(columns):
-        draw.text((i * body.shape[1] // len(columns) + 3, 4), title[:24], fill="black")
-    return image
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from igae_nerfstudio.bench.sides import RGB_RAYS, Side, trainer_config
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.pipelines.pictures import photo_of, rendered_rgb
 
 Stage = Literal["training", "latent supervision", "RGB alignment"]
 
@@ -172,21 +173,13 @@ class SideWorker:
         else:
             generator = torch.Generator().manual_seed(0)
             for view in views:
-                photo = self._photo(dataset, view)
+                photo = photo_of(dataset, view)
                 rays = dataset.cameras.to(self.device).generate_rays(camera_indices=view, keep_shape=True)
                 chosen = torch.randperm(rays.size, generator=generator)[: PSNR_RAYS // len(views)]
                 outputs = self.pipeline.model.get_outputs_for_camera_ray_bundle(rays.flatten()[chosen[None]])
-                rendered = outputs.get("rgb", outputs.get("rgb_fine"))[0]
+                rendered = rendered_rgb(outputs)[0]
                 errors.append((rendered.cpu() - photo.view(-1, 3)[chosen]).square().flatten())
         return float(-10 * torch.log10(torch.cat(errors).mean()))
-
-    @staticmethod
-    def _photo(dataset, view: int) -> Tensor:
-        """(H, W, 3) before white, where it is transparent and the dataparser has no other colour."""
-        image = dataset.get_image_float32(view)
-        if image.shape[-1] == 4:
-            image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
-        return image
 
     # Size ----------------------------------------------------------------------------------------------------
 

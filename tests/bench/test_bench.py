@@ -13,6 +13,7 @@ from igae_nerfstudio.bench.bench import STEPS, BenchCommand, MethodBench, Result
 from igae_nerfstudio.bench.report import write_report
 from igae_nerfstudio.bench.sides import METHODS, RGB_RAYS, Side, trainer_config
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.pipelines.pictures import photo_of
 
 
 def side(scene: Path, folder: Path, method: str = "kplanes", space: str = "rgb", size: int = 64) -> Side:
@@ -89,7 +90,7 @@ def test_psnr_of_a_known_picture(blender_scene: Path, tmp_path: Path, monkeypatc
     measured.pipeline = torch.nn.Module()
     measured.pipeline.datamanager, measured.pipeline.model = datamanager, Grey()
     dataset = datamanager.eval_dataset
-    photos = torch.stack([measured._photo(dataset, i) for i in range(len(dataset))])
+    photos = torch.stack([photo_of(dataset, i) for i in range(len(dataset))])
     assert photos.shape[-1] == 3 and float(photos[0, 0, 0].min()) == 1  # a corner
     expected = -10 * torch.log10((photos - 0.5).square().mean())
     assert measured.psnr() == pytest.approx(float(expected), abs=0.3)
