@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import RAdamOptimizerConfig
@@ -77,6 +77,8 @@ def latent_method(
             },
             viewer=ViewerConfig(num_rays_per_chunk=1 << 12),
             vis="viewer",
+            # The trainer shows its own progress, which knows the phases.
+            logging=LoggingConfig(local_writer=LocalWriterConfig(enable=False)),
         ),
         description=description,
     )

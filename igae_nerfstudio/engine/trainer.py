@@ -13,7 +13,7 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, Literal, Tuple, Type
+from typing import Any, Callable, ClassVar, Dict, List, Literal, Optional, Tuple, Type
 
 import numpy as np
 import torch
@@ -21,12 +21,14 @@ import yaml
 from nerfstudio.configs.experiment_config import MachineConfig
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import comms
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from torch import Tensor
 
 from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
+from igae_nerfstudio.engine.progress import PhaseProgress
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
 
@@ -181,6 +183,7 @@ class LatentTrainer(SafeTrainer):
 
     def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         self._configured_iterations = config.max_num_iterations
+        self.progress: Optional[PhaseProgress] = None
         total = config.pipeline.schedule().total_steps
         if not 0 <= config.max_num_iterations <= total:
             raise InputError(
@@ -208,7 +211,8 @@ class LatentTrainer(SafeTrainer):
         """Train through both phases; `metrics.jsonl` and `figure.png` in the run's folder follow the way."""
         last = self._start_step
         self._keep_log(lambda entry: entry["step"] < last)
-        super().train()
+        with PhaseProgress(self.pipeline.schedule, self.total_steps() - 1) as self.progress:
+            super().train()
         self._evaluate_one_image(self.step)
 
     def train_iteration(self, step: int) -> Tuple[Tensor, Dict[str, Tensor], Dict[str, Tensor]]:
@@ -216,6 +220,8 @@ class LatentTrainer(SafeTrainer):
         if step % self.config.logging.steps_per_log == 0:
             values = {name: float(value) for name, value in {**losses, **metrics}.items()}
             self._log(step, {"phase": self.pipeline.phase.value, "loss": float(loss), **values})
+        if self.progress is not None and comms.is_main_process():
+            self.progress.update(step)
         return loss, losses, metrics
 
     def eval_iteration(self, step: int) -> None:
@@ -237,6 +243,8 @@ class LatentTrainer(SafeTrainer):
         from torchvision.utils import save_image
 
         metrics, images = self.pipeline.last_evaluation
+        if self.progress is not None:
+            self.progress.psnr = metrics["psnr"]
         self._log(step, {"phase": self.pipeline.phase.value, **{f"eval_{name}": v for name, v in metrics.items()}})
         picture = images["figure"].permute(2, 0, 1)
         try:
