@@ -33,7 +33,7 @@ class BenchCommand:
     output_dir: Path
     """For bench.json, bench.md, psnr_over_time.png and time_per_picture.png."""
     quick: bool = False
-    """For some 10 minutes on 2 cores: steps at the first size only, two rounds, quality of the first method only."""
+    """The least that tells something: steps at the first size only, two rounds, quality of the first method only."""
     methods: Tuple[str, ...] = ("tensorf", "kplanes", "instant-ngp", "vanilla-nerf")
     """Which ones, of vanilla-nerf, instant-ngp, tensorf and kplanes."""
     sizes: Tuple[int, ...] = (128, 256, 512)
