@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -256,11 +257,12 @@ class Worker:
             pass
         self._process.join(timeout=10)
         if self._process.is_alive():
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.join()
 
 
 def _serve(side: Side, connection: Any, log: str) -> None:
+    os.setsid()  # a group of its own
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -271,10 +273,7 @@ def _serve(side: Side, connection: Any, log: str) -> None:
         except EOFError:
             command = "close"
         if command == "close":
-            # Not an ordinary end: Nerfstudio's data processes would be waited for.
-            for child in multiprocessing.active_children():
-                child.kill()
-            os._exit(0)
+            os.killpg(0, signal.SIGKILL)  # with Nerfstudio's data processes, which would outlive an ordinary end
         try:
             worker = worker or SideWorker(side)
             connection.send((True, getattr(worker, command)(*arguments)))
