@@ -164,6 +164,37 @@ def flat_latent(encode: Callable[[Tensor], Tensor], colour: Tensor, size: int = 
     return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2))
 
 
+def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 1e-6) -> int:
+    """How many latent pixels around its own a decoded pixel depends on.
+
+    Args:
+        decoder: D.
+        latent_channels: c.
+        tolerance: share of the gradient's energy that may lie further away; 0: none.
+
+    Raises:
+        InputError: it depends on more than 20, as a decoder with attention does on all.
+    """
+    parameter = next(decoder.parameters())
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, latent_channels, 43, 43, generator=generator).to(parameter.device).requires_grad_(True)
+    images = decoder(latents)
+    downscale = images.shape[-1] // 43
+    middle = slice(21 * downscale, 22 * downscale)
+    (gradient,) = torch.autograd.grad(images[:, :, middle, middle].square().sum(), latents)
+    energy = gradient[0].double().square().sum(dim=0)
+    for margin in range(21):
+        inside = slice(21 - margin, 22 + margin)
+        outside = energy.clone()
+        outside[inside, inside] = 0
+        if float(outside.sum()) <= tolerance * float(energy.sum()):
+            return margin
+    raise InputError(
+        "the decoder looks at the whole picture, so it cannot be trained on patches; leave "
+        "--pipeline.datamanager.alignment-patch-size at 0"
+    )
+
+
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Repeat the right and lower border of (B, C, H, W) until both sides are multiples of `multiple`."""
     height, width = images.shape[-2:]

@@ -6,10 +6,10 @@ import os
 import platform
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
 
 import tyro
 
@@ -42,12 +42,16 @@ class BenchCommand:
     """As `ns-train` takes it after its options; auto: blender-data or nerfstudio-data, by the files."""
     autoencoder: str = "bundled"
     """As in --pipeline.autoencoder.name-or-path."""
+    preset: Literal["paper", "fast"] = "paper"
+    """Of the latent side, as in --pipeline.preset."""
     rounds: int = 5
     """The sides take turns so many times in each measurement."""
     seconds: float = 20.0
     """Of every measurement, over all rounds, for each side; a single step or picture may take longer."""
     quality_minutes: float = 10.0
     """Training time for PSNR over time, for each side of each method; 0: none."""
+    settling_seconds: float = 120.0
+    """Training time in which Instant-NGP's occupancy grid becomes sparse, before its steps are timed."""
 
     def run(self) -> None:
         """Measure and report."""
@@ -63,7 +67,8 @@ class BenchCommand:
             raise InputError("igae-bench needs a method, --sizes of 32 or more, and positive --rounds and --seconds")
         if self.quick:
             self.rounds, self.seconds = min(self.rounds, 2), min(self.seconds, 4.0)
-            self.quality_minutes = min(self.quality_minutes, 1.0)
+            self.quality_minutes = min(self.quality_minutes, 0.5)
+            self.settling_seconds = min(self.settling_seconds, 15.0)
         start = time.monotonic()
         native = native_size(self.dataparser, self.data)
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -72,7 +77,8 @@ class BenchCommand:
             say(f"{method} ({number + 1} of {len(self.methods)}, {time.monotonic() - start:.0f} s so far)")
             quality = self.quality_minutes if number == 0 or not self.quick else 0.0
             MethodBench(self, method, results).run(quality)
-            facts = {**machine(), "scene": str(self.data), "native_size": native, "seconds": time.monotonic() - start}
+            facts = {**machine(), "scene": self.data.name, "native_size": native, "preset": self.preset}
+            facts["seconds"] = time.monotonic() - start
             write_report(self.output_dir, results, facts)  # after every method, so that nothing is lost
         say((self.output_dir / "bench.md").read_text())
         say(f"bench.json, bench.md and two plots are in {self.output_dir}")
@@ -142,7 +148,10 @@ class MethodBench:
                 raise AssertionError("the two sides see different numbers of views")
             if quality_minutes:
                 self._quality(rgb, latent, 60 * quality_minutes)
-            for worker in workers:
+            for worker, space in ((rgb, "rgb"), (latent, "latent")):
+                for name, share in worker("settle", self.command.settling_seconds).items():
+                    where = (self.method, space, self.size, "training and rendering")
+                    self.results.add(where, f"{name} cells", "%", [100 * share])
                 worker("prepare_timing")
             self._training(rgb, latent)
             self._rendering(rgb, latent)
@@ -165,7 +174,8 @@ class MethodBench:
 
         command = self.command
         folder = command.output_dir / "work"
-        return Worker(Side(self.method, space, command.data, command.dataparser, size, command.autoencoder, folder))
+        side = Side(self.method, space, command.data, command.dataparser, size, command.autoencoder, folder)
+        return Worker(replace(side, preset=command.preset) if space == "latent" else side)
 
     def _training(self, rgb, latent) -> None:
         """Seconds of a step, the sides in turns; and what follows from them."""

@@ -11,6 +11,7 @@ from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.configs.method_configs import method_configs as nerfstudio_methods
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
 from igae_nerfstudio import method_configs
 from igae_nerfstudio.engine.trainer import default_device
@@ -22,7 +23,8 @@ Space = Literal["rgb", "latent"]
 METHODS = ("vanilla-nerf", "instant-ngp", "tensorf", "kplanes")
 
 RGB_RAYS = 4096
-"""Rays of an RGB training step, the batch of Nerfstudio's methods (of vanilla NeRF: 1,024)."""
+"""Rays of an RGB training step, the batch of Nerfstudio's methods (of vanilla NeRF: 1,024; of Instant-NGP: as many as
+give 2^18 samples)."""
 
 PAPER_MINUTES = {"vanilla-nerf": (637, 28), "instant-ngp": (6, 19), "tensorf": (92, 20), "kplanes": (88, 29)}
 """Training, RGB and latent (paper, table 7)."""
@@ -49,6 +51,8 @@ class Side:
     autoencoder: str
     folder: Path
     """For what the trainer writes."""
+    preset: str = "paper"
+    """Of the latent side, as in --pipeline.preset."""
 
 
 def dataparser_config(name: str, data: Path) -> DataParserConfig:
@@ -88,6 +92,7 @@ def trainer_config(side: Side) -> TrainerConfig:
         name = f"igae_{side.method.replace('-', '_')}"
         config = deepcopy(getattr(method_configs, name).config)
         config.pipeline.autoencoder.name_or_path = side.autoencoder
+        config.pipeline.preset = side.preset
         config.pipeline.datamanager.latent_cache_dir = side.folder / "latents"
     else:
         config = _rgb_config(side.method)
@@ -109,7 +114,10 @@ def _rgb_config(method: str) -> TrainerConfig:
     if method == "kplanes":  # which Nerfstudio lacks
         return deepcopy(method_configs.igae_kplanes_rgb.config)
     config = deepcopy(nerfstudio_methods[method])
-    if method == "instant-ngp" and default_device() == "cpu":  # Nerfstudio's own needs CUDA
-        settings = {name: value for name, value in vars(config.pipeline.model).items() if name != "_target"}
-        config.pipeline.model = MarchedNGPConfig(**settings)
+    if method == "instant-ngp":
+        # Nerfstudio's own pipeline changes the number of rays, so that a step has 2^18 samples.
+        config.pipeline = VanillaPipelineConfig(datamanager=config.pipeline.datamanager, model=config.pipeline.model)
+        if default_device() == "cpu":  # Nerfstudio's own needs CUDA
+            settings = {name: value for name, value in vars(config.pipeline.model).items() if name != "_target"}
+            config.pipeline.model = MarchedNGPConfig(**settings)
     return config

@@ -27,8 +27,10 @@ PSNR_VIEWS = 4
 """Evaluation views of which PSNR is taken."""
 PSNR_RAYS = 4096
 """In RGB, PSNR is taken of so many of their pixels, always the same."""
-RENDER_ROWS = 8
-"""An RGB picture that takes too long is timed on so many of its rows, evenly spread, at least."""
+RENDER_RAYS = 1024
+"""An RGB picture that takes too long is timed on rows of so many rays, evenly spread, at least."""
+SETTLING_RAYS = 256
+"""An occupancy grid becomes sparse on steps of so many rays, before steps are timed."""
 
 
 class SideWorker:
@@ -72,8 +74,7 @@ class SideWorker:
         from igae_nerfstudio.engine.phases import TwoPhaseSchedule
 
         self.pipeline.schedule = TwoPhaseSchedule(latent_supervision_steps, rgb_alignment_steps, decoder_lr_decay=0.998)
-        for group in self.trainer.optimizers.optimizers["decoder"].param_groups:
-            group["initial_lr"] = 5e-4
+        self.trainer.optimizers.config["decoder"]["optimizer"].lr = 5e-4
 
     def prepare_timing(self) -> None:
         """The usual schedule, and grids that grow during training at the size that they have for most of it."""
@@ -82,6 +83,28 @@ class SideWorker:
         model = getattr(self.pipeline.model, "scene", self.pipeline.model)
         for step in getattr(model, "upsampling_iters", ()):
             self._callbacks(int(step), after=True)
+
+    def settle(self, seconds: float) -> Dict[str, float]:
+        """Train until the occupancy grid, which is full at first, is nearly as sparse as in most of a training.
+
+        Returns:
+            The `occupied` share of its cells; of a model without one, nothing.
+        """
+        model = getattr(self.pipeline.model, "scene", self.pipeline.model)
+        if not hasattr(model, "occupancy_grid"):
+            return {}
+        latent, data = self.side.space == "latent", self.pipeline.datamanager
+        images = data.config.images_per_batch if latent else None
+        if latent:
+            data.config.images_per_batch = max(1, SETTLING_RAYS * images // self.facts()["rays"])
+        else:
+            data.train_pixel_sampler.set_num_rays_per_batch(SETTLING_RAYS)
+        self.train("latent supervision" if latent else "training", seconds)
+        if latent:
+            data.config.images_per_batch = images
+        else:
+            data.train_pixel_sampler.set_num_rays_per_batch(RGB_RAYS)
+        return {"occupied": float(model.occupancy_grid.binaries.float().mean())}
 
     def save_state(self, path: str) -> None:
         """For a worker with pictures of another size, which goes on from there."""
@@ -143,7 +166,7 @@ class SideWorker:
             rows = ((torch.arange(count) + 0.5) * (height / count)).long()
             return self._timed(lambda: model.get_outputs_for_camera_ray_bundle(rays[rows]))
 
-        count = min(RENDER_ROWS, height)
+        count = min(height, -(-RENDER_RAYS // rays.shape[1]))
         taken = of_rows(count)
         more = min(height, int(count * seconds / max(taken, 1e-6)))
         if more > count:
@@ -209,6 +232,15 @@ class SideWorker:
             torch.cuda.synchronize()
 
 
+def _context() -> Any:
+    """Processes that start from one that has imported everything, where the system can do that."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "igae_nerfstudio.pipelines.latent_pipeline"])
+    return context
+
+
 class Worker:
     """A `SideWorker` in another process: `worker("train", "training", 5.0)` is `train("training", 5.0)` there.
 
@@ -217,7 +249,7 @@ class Worker:
     """
 
     def __init__(self, side: Side) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.side = side
         self.log = side.folder / f"{side.method}-{side.space}-{side.size}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
+import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
@@ -48,6 +49,9 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     """B, latent images per training step (paper, table 11: 4)."""
     random_latent_rays: bool = False
     """In latent supervision, take as many rays as B images have at random from all images, instead of B images."""
+    alignment_patch_size: int = 0
+    """In RGB alignment, render and compare patches of so many latent pixels a side, plus the margin that the decoder
+    looks at; 0: whole images. For large images, of which a step would otherwise render every latent pixel."""
     latent_cache_dir: Optional[Path] = None
     """Folder for encoded photos; None: `igae-nerfstudio/latents` in the user's cache folder. Latents of any
     number of scenes and autoencoders can share it."""
@@ -77,6 +81,49 @@ class LatentSplit:
         on_device = chosen.to(device)
         return self.rays[on_device], {"latent": self.latents[on_device], "image": image, "image_idx": chosen}
 
+    def patches(
+        self, indices: Sequence[int], size: int, margin: int, generator: torch.Generator, device: torch.device | str
+    ) -> Tuple[RayBundle, Dict[str, Any]]:
+        """As `batch`, of a window of each image: `size` latent pixels a side and `margin` around them, n in all.
+
+        Images are (B, n l, n l, 3); `inside` (B, n l, n l, 1) is 1 where the decoder sees all that it needs, which is
+        up to the edge at the image's own edges, and 0 elsewhere.
+        """
+        count, height, width = self.latents.shape[:3]
+        rows, columns = (min(size + 2 * margin, side) for side in (height, width))
+        windows, inside, photos = [], [], []
+        downscale = -(-self.photos.shape[1] // height)
+        for index in indices:
+            top, left = (
+                # Windows that would stick out are moved in, so that the edges are seen as often as the middle.
+                int(torch.randint(-margin, side - length + margin + 1, (), generator=generator).clamp(0, side - length))
+                for side, length in ((height, rows), (width, columns))
+            )
+            windows.append((int(index) * height + torch.arange(top, top + rows)[:, None]) * width)
+            windows[-1] = windows[-1] + torch.arange(left, left + columns)
+            good = torch.zeros(rows, columns)
+            bottom, right = (
+                margin if end < side else 0 for end, side in ((top + rows, height), (left + columns, width))
+            )
+            good[margin * (top > 0) : rows - bottom, margin * (left > 0) : columns - right] = 1
+            photo = self.photos[index, top * downscale : (top + rows) * downscale]
+            photo = photo[:, left * downscale : (left + columns) * downscale]
+            good = good.repeat_interleave(downscale, 0).repeat_interleave(downscale, 1)
+            missing = (
+                rows * downscale - photo.shape[0],
+                columns * downscale - photo.shape[1],
+            )  # below and to the right
+            good[photo.shape[0] :], good[:, photo.shape[1] :] = 0, 0
+            photos.append(F.pad(photo, (0, 0, 0, missing[1], 0, missing[0])))
+            inside.append(good[..., None])
+        chosen = torch.stack(windows).to(device)
+        return self.rays.flatten()[chosen], {
+            "latent": self.latents.flatten(0, 2)[chosen],
+            "image": torch.stack(photos).to(device).float() / 255,
+            "inside": torch.stack(inside).to(device),
+            "image_idx": torch.as_tensor(indices),
+        }
+
     def random_rays(self, count: int, generator: torch.Generator) -> Tuple[RayBundle, Dict[str, Any]]:
         """Rays (R,) and {"latent": (R, c)} of R latent pixels from anywhere."""
         pixels = self.latents.flatten(0, 2)
@@ -103,6 +150,11 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         if config.images_per_batch < 1:
             raise InputError(
                 f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}; it must be 1 or more"
+            )
+        if config.alignment_patch_size < 0:
+            raise InputError(
+                f"--pipeline.datamanager.alignment-patch-size is {config.alignment_patch_size}; it must be 0 (whole "
+                "images) or more"
             )
         self.rank, self.processes = comms.get_rank(), comms.get_world_size()
         if config.images_per_batch % self.processes:
@@ -224,9 +276,18 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     def next_train_rays(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
         """As many latent rays of the training split as B images have, at random; a function of the step alone."""
+        return self.train_split.random_rays(self.get_train_rays_per_batch(), self._generator(step))
+
+    def next_train_patches(self, step: int, margin: int) -> Tuple[RayBundle, Dict[str, Any]]:
+        """Patches of the images of `next_train`, see `LatentSplit.patches`; a function of the step alone."""
+        chosen = self._visit(len(self.train_dataset), step)
+        size = self.config.alignment_patch_size
+        return self.train_split.patches(chosen, size, margin, self._generator(step), self.device)
+
+    def _generator(self, step: int) -> torch.Generator:
+        """Random numbers of a step of this process."""
         seed = (self.config.sampling_seed * self.processes + self.rank) * 1_000_003 + step
-        generator = torch.Generator().manual_seed(seed)
-        return self.train_split.random_rays(self.get_train_rays_per_batch(), generator)
+        return torch.Generator().manual_seed(seed)
 
     def next_eval(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
         return self.encode_eval_split().batch(self._visit(len(self.eval_dataset), step), self.device)

@@ -11,6 +11,7 @@ here `rgb` only ever means decoded pixels, so the mixin is also the border where
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, Iterator
@@ -31,6 +32,16 @@ class LatentModelConfig:
 
     latent_channels: Annotated[int, Suppress] = 16
     """c; the pipeline sets it from the autoencoder."""
+
+    fast: ClassVar[Dict[str, Any]] = {}
+    """Settings of `--pipeline.preset fast`: a model no larger than latents need."""
+
+    def use_fast_settings(self) -> None:
+        """Put the settings of `fast` where the defaults stand; what was chosen by hand stays."""
+        defaults = {field.name: field for field in dataclasses.fields(self)}
+        for name, value in self.fast.items():
+            if getattr(self, name) == defaults[name].default:
+                setattr(self, name, value)
 
 
 class LatentModel:

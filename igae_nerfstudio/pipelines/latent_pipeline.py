@@ -31,6 +31,7 @@ from igae_nerfstudio.autoencoder.autoencoder import (
     decoder_from_architecture,
     downscale_of,
     load_autoencoder,
+    receptive_margin,
 )
 from igae_nerfstudio.autoencoder.normalization import LatentNormalization, LatentNormalizer
 from igae_nerfstudio.console import say, warn
@@ -55,6 +56,8 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """The latent space."""
     datamanager: LatentDataManagerConfig = field(default_factory=LatentDataManagerConfig)
     """The data."""
+    preset: Literal["paper", "fast"] = "paper"
+    """`fast`: scene models no larger than latents need (docs/performance.md), where a setting is not chosen by hand."""
     latent_supervision_steps: int = 10_000
     """Steps of the first phase (paper, table 11: 10,000)."""
     rgb_alignment_steps: int = 15_000
@@ -120,12 +123,15 @@ class LatentPipeline(VanillaPipeline):
             decoder = decoder_from_architecture(config.autoencoder.architecture)
         latent_channels, downscale = _shape_of(config.autoencoder.architecture)
         config.model.latent_channels = latent_channels
+        if config.preset == "fast":
+            config.model.use_fast_settings()
 
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
         self.autoencoder = autoencoder
         self.image_metrics = ImageMetrics()
         self.phase = self.schedule.phase(0)
+        self._margin: Optional[int] = None
         self._model = DecodedScene(
             scene=self._model,
             decoder=decoder,
@@ -157,9 +163,19 @@ class LatentPipeline(VanillaPipeline):
         Returns:
             The scene model's outputs, the losses (to be summed), and metrics.
         """
-        single_rays = self.phase is Phase.LATENT_SUPERVISION and self.config.datamanager.random_latent_rays
-        rays, batch = (self.datamanager.next_train_rays if single_rays else self.datamanager.next_train)(step)
+        data, aligning = self.datamanager, self.phase is Phase.RGB_ALIGNMENT
+        if aligning and data.config.alignment_patch_size:
+            rays, batch = data.next_train_patches(step, self._decoder_margin())
+        elif not aligning and data.config.random_latent_rays:
+            rays, batch = data.next_train_rays(step)
+        else:
+            rays, batch = data.next_train(step)
         return self._losses(rays, batch)
+
+    def _decoder_margin(self) -> int:
+        if self._margin is None:
+            self._margin = receptive_margin(self.model.decoder, self.config.model.latent_channels)
+        return self._margin
 
     @profiler.time_function
     def get_eval_loss_dict(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, Tensor]]:
@@ -182,7 +198,7 @@ class LatentPipeline(VanillaPipeline):
         if self.phase is Phase.RGB_ALIGNMENT:
             rendered = outputs[scene.latent_output].view(encoded.shape)
             decoded = self.model.decode(rendered, size=batch["image"].shape[1:3])  # x~_p
-            alignment = F.mse_loss(decoded, batch["image"])
+            alignment = _squared_error(decoded, batch["image"], batch.get("inside"))
             del losses[scene.reconstruction_loss]
             regularizers = losses if self.config.regularize_alignment else {}
             losses = {"rgb_alignment_loss": alignment, **regularizers}  # equation 3
@@ -334,6 +350,13 @@ def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> 
             "metrics are left out. The fine-tuned decoder comes from the checkpoint."
         )
         return None
+
+
+def _squared_error(decoded: Tensor, photos: Tensor, inside: Optional[Tensor]) -> Tensor:
+    """Mean over images (B, H, W, 3); with `inside` (B, H, W, 1), where that is 1."""
+    if inside is None:
+        return F.mse_loss(decoded, photos)
+    return (inside * (decoded - photos).square()).sum() / (3 * inside.sum()).clamp_min(1)
 
 
 def _shape_of(architecture: str) -> Tuple[int, int]:

@@ -16,6 +16,7 @@ from igae_nerfstudio.autoencoder.autoencoder import (
     decoder_from_architecture,
     load_autoencoder,
     pad_to_multiple,
+    receptive_margin,
 )
 from igae_nerfstudio.errors import InputError
 
@@ -179,3 +180,34 @@ def test_bundled_autoencoders_keep_photos_they_never_saw() -> None:
     assert len(photos) == 50
     assert psnr["bundled"] >= 27.5
     assert psnr["bundled"] >= psnr["bundled-ae"] - 0.2
+
+
+def test_a_decoded_patch_is_the_decoded_picture_inside_its_margin() -> None:
+    decoder = load_autoencoder(AutoencoderConfig()).make_decoder()
+    latents = torch.randn(1, 16, 40, 32, generator=torch.Generator().manual_seed(1))
+    exact, enough = receptive_margin(decoder, 16, tolerance=0), receptive_margin(decoder, 16)
+    assert 1 <= enough < exact <= 12
+    with torch.no_grad():
+        whole = decoder(latents)
+        for margin, error in ((exact, 1e-5), (enough, 3e-2)):
+            patch = decoder(latents[:, :, 14 - margin : 18 + margin, 13 - margin : 17 + margin])
+            middle = slice(8 * margin, 8 * (margin + 4))
+            difference = patch[:, :, middle, middle] - whole[:, :, 8 * 14 : 8 * 18, 8 * 13 : 8 * 17]
+            assert float(difference.abs().max()) <= error
+        bare = decoder(latents[:, :, 14:18, 13:17]) - whole[:, :, 8 * 14 : 8 * 18, 8 * 13 : 8 * 17]
+        assert float(bare.abs().max()) > 10 * float(difference.abs().max())
+
+
+def test_a_decoder_that_sees_everything_is_refused_for_patches() -> None:
+    class Global(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, latents: torch.Tensor) -> torch.Tensor:
+            return self.scale * (latents + latents.mean(dim=(2, 3), keepdim=True)).repeat_interleave(8, 2)[
+                :, :3
+            ].repeat_interleave(8, 3)
+
+    with pytest.raises(InputError, match="whole picture"):
+        receptive_margin(Global(), 4)

@@ -69,7 +69,7 @@ def test_a_side_trains_renders_and_is_measured(
     assert picture["share"] == 1 and picture["seconds"] > 0
     assert ("decode" in picture) == (space == "latent")
     if space == "rgb":
-        assert measured.render(128, 0.0)["share"] == worker.RENDER_ROWS / 128
+        assert measured.render(128, 0.0)["share"] == worker.RENDER_RAYS / 128**2
     assert measured.memory()["RAM"] > 100 and measured.checkpoint_size() > 0.01
     measured.save_state(str(tmp_path / "state"))
     measured.load_state(str(tmp_path / "state"))

@@ -93,6 +93,23 @@ def test_random_latent_rays_belong_to_their_latents(pipeline: LatentPipeline) ->
     assert "rgb_alignment_loss" in pipeline.get_train_loss_dict(5)[1]
 
 
+def test_patches_train_what_whole_images_train(pipeline: LatentPipeline) -> None:
+    """A patch and its margin that hold the whole image give the loss of the whole image; smaller ones pass it by."""
+    pipeline.phase = Phase.RGB_ALIGNMENT
+    pipeline.eval()  # samples at fixed places
+    whole = pipeline.get_train_loss_dict(3)[1]["rgb_alignment_loss"]
+    pipeline.config.datamanager.alignment_patch_size = 6
+    torch.testing.assert_close(pipeline.get_train_loss_dict(3)[1]["rgb_alignment_loss"], whole)
+    pipeline.config.datamanager.alignment_patch_size, pipeline._margin = 2, 1
+    rays, batch = pipeline.datamanager.next_train_patches(3, margin=1)
+    assert rays.shape == (2, 4, 4) and batch["image"].shape == (2, 32, 32, 3)
+    assert torch.equal(batch["image_idx"], pipeline.datamanager.next_train(3)[1]["image_idx"])
+    outputs, losses, _ = pipeline.get_train_loss_dict(3)
+    decoded = pipeline.model.decode(outputs["latent_fine"].view(2, 4, 4, 6))
+    wrong = ((decoded - batch["image"]).square() * batch["inside"]).sum() / (3 * batch["inside"].sum())
+    torch.testing.assert_close(losses["rgb_alignment_loss"], wrong)
+
+
 def test_a_camera_of_twice_the_size_gives_the_same_picture_enlarged(pipeline: LatentPipeline) -> None:
     model = pipeline.model.eval()
     camera = pipeline.datamanager.eval_dataset.cameras[0:1]

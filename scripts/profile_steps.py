@@ -1,0 +1,111 @@
+"""Where the time of a training step goes, for each phase of each latent method.
+
+    python scripts/profile_steps.py --data demo/lighthouse
+
+Prints a Markdown table: milliseconds of a step and of its parts, medians over some steps. On a CPU it is the process's
+own time, which other processes hardly change. Steps are timed with grids at the size that they have for most of a
+training; an occupancy grid first becomes sparse for `--settle` seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Callable, Dict, List
+
+import torch
+
+PARTS = ("batch", "scene", "losses", "decoder", "backward", "optimisers")
+
+
+class Stopwatch:
+    """Sums the time of named parts.
+
+    Args:
+        cuda: wait for the GPU before every look at the clock.
+    """
+
+    def __init__(self, cuda: bool) -> None:
+        self.cuda = cuda
+        self.seconds: Dict[str, float] = defaultdict(float)
+
+    def now(self) -> float:
+        if not self.cuda:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def watch(self, owner: Any, name: str, part: str) -> None:
+        """Time every call of `owner.name`."""
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = self.now()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.seconds[part] += self.now() - start
+
+        object.__setattr__(owner, name, timed) if isinstance(owner, torch.nn.Module) else setattr(owner, name, timed)
+
+
+def main() -> None:
+    """Build each method as `ns-train` does, take steps of both phases, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="a scene")
+    parser.add_argument("--methods", nargs="+", default=["tensorf", "kplanes", "instant-ngp", "vanilla-nerf"])
+    parser.add_argument("--size", type=int, default=128, help="longer side of the pictures; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=5, help="timed in each phase; default: %(default)s")
+    parser.add_argument("--settle", type=float, default=60.0, help="for an occupancy grid; default: %(default)s")
+    parser.add_argument("--preset", default="paper", help="as in --pipeline.preset; default: %(default)s")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+
+    rows = ["| method | phase | step, ms | " + " | ".join(PARTS) + " | other |", "|---" * (len(PARTS) + 4) + "|"]
+    for method in arguments.methods:
+        with TemporaryDirectory() as folder:
+            rows += profile(method, arguments, Path(folder))
+    print("\n".join(rows))
+
+
+def profile(method: str, arguments: argparse.Namespace, folder: Path) -> List[str]:
+    """The table's rows of one method."""
+    from igae_nerfstudio.bench.sides import Side
+    from igae_nerfstudio.bench.worker import SideWorker
+
+    side = Side(method, "latent", arguments.data, "auto", arguments.size, "bundled", folder, arguments.preset)
+    worker = SideWorker(side)
+    worker.settle(arguments.settle)
+    worker.prepare_timing()
+    watch = Stopwatch(worker.device.type == "cuda")
+    model = worker.pipeline.model
+    watch.watch(worker.pipeline.datamanager, "next_train", "batch")
+    watch.watch(model.scene, "forward", "scene")
+    watch.watch(model.scene, "get_metrics_dict", "losses")
+    watch.watch(model.scene, "get_loss_dict", "losses")
+    watch.watch(model, "decode", "decoder")
+    watch.watch(torch.Tensor, "backward", "backward")
+    for name in ("zero_grad_some", "optimizer_scaler_step_some", "scheduler_step_all"):
+        watch.watch(worker.trainer.optimizers, name, "optimisers")
+    rows = []
+    for stage in ("latent supervision", "RGB alignment"):
+        taken: List[Dict[str, float]] = []
+        for _ in range(arguments.steps + 1):
+            watch.seconds.clear()
+            start = watch.now()
+            worker.train(stage, 0.0)
+            whole = watch.now() - start
+            taken.append({**watch.seconds, "whole": whole, "other": whole - sum(watch.seconds.values())})
+        cells = [1000 * median(step.get(part, 0.0) for step in taken[1:]) for part in ("whole", *PARTS, "other")]
+        rows.append(f"| {method} | {stage} | " + " | ".join(f"{value:,.0f}" for value in cells) + " |")
+        print(rows[-1], flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
