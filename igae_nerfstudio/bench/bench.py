@@ -50,8 +50,6 @@ class BenchCommand:
     """Of every measurement, over all rounds, for each side; a single step or picture may take longer."""
     quality_minutes: float = 10.0
     """Training time for PSNR over time, for each side of each method; 0: none."""
-    settling_seconds: float = 120.0
-    """Training time in which Instant-NGP's occupancy grid becomes sparse, before its steps are timed."""
 
     def run(self) -> None:
         """Measure and report."""
@@ -68,7 +66,6 @@ class BenchCommand:
         if self.quick:
             self.rounds, self.seconds = min(self.rounds, 2), min(self.seconds, 4.0)
             self.quality_minutes = min(self.quality_minutes, 0.5)
-            self.settling_seconds = min(self.settling_seconds, 15.0)
         start = time.monotonic()
         native = native_size(self.dataparser, self.data)
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -148,10 +145,7 @@ class MethodBench:
                 raise AssertionError("the two sides see different numbers of views")
             if quality_minutes:
                 self._quality(rgb, latent, 60 * quality_minutes)
-            for worker, space in ((rgb, "rgb"), (latent, "latent")):
-                for name, share in worker("settle", self.command.settling_seconds).items():
-                    where = (self.method, space, self.size, "training and rendering")
-                    self.results.add(where, f"{name} cells", "%", [100 * share])
+            for worker in workers:
                 worker("prepare_timing")
             self._training(rgb, latent)
             self._rendering(rgb, latent)
@@ -192,7 +186,9 @@ class MethodBench:
         note = None
         if size != self.size:
             note = f"an RGB step draws {rgb.facts['rays']} rays at any size; those measured are of {self.size} px"
+        upkeep = {worker: worker("upkeep") for worker in (rgb, latent)}
         for worker, space, phase in phases:
+            steps[phase] = [seconds + upkeep[worker] for seconds in steps[phase]]
             where, taken = (self.method, space, latent_size, phase), steps[phase]
             said = note if space == "rgb" else None
             self.results.add(where, "step", "s", taken, said)

@@ -29,8 +29,8 @@ PSNR_RAYS = 4096
 """In RGB, PSNR is taken of so many of their pixels, always the same."""
 RENDER_RAYS = 1024
 """An RGB picture that takes too long is timed on rows of so many rays, evenly spread, at least."""
-SETTLING_RAYS = 256
-"""An occupancy grid becomes sparse on steps of so many rays, before steps are timed."""
+GRID_INTERVAL = 16
+"""Nerfacc updates an occupancy grid at every step that this divides."""
 
 
 class SideWorker:
@@ -47,6 +47,7 @@ class SideWorker:
         self.pipeline = self.trainer.pipeline
         self.device = torch.device(self.trainer.device)
         self._steps: Dict[str, int] = {}
+        self._grid_rests = False
 
     def facts(self) -> Dict[str, Any]:
         """What a step works on: rays, and pixels of photos that are compared."""
@@ -77,34 +78,31 @@ class SideWorker:
         self.trainer.optimizers.config["decoder"]["optimizer"].lr = 5e-4
 
     def prepare_timing(self) -> None:
-        """The usual schedule, and grids that grow during training at the size that they have for most of it."""
+        """The usual schedule, and grids as they are for most of a training: those that grow at their last size, and
+        Instant-NGP's, which is full at first and soon sparse, the same for both sides and as it is (`upkeep`)."""
         if self.side.space == "latent":
             self.pipeline.schedule = self.pipeline.config.schedule()
         model = getattr(self.pipeline.model, "scene", self.pipeline.model)
         for step in getattr(model, "upsampling_iters", ()):
             self._callbacks(int(step), after=True)
+        if self._occupancy_grid() is not None:
+            occupy_ball(self._occupancy_grid())
+            self._grid_rests = True
 
-    def settle(self, seconds: float) -> Dict[str, float]:
-        """Train until the occupancy grid, which is full at first, is nearly as sparse as in most of a training.
+    def _occupancy_grid(self) -> Any:
+        """Instant-NGP's, or None."""
+        return getattr(getattr(self.pipeline.model, "scene", self.pipeline.model), "occupancy_grid", None)
 
-        Returns:
-            The `occupied` share of its cells; of a model without one, nothing.
-        """
-        model = getattr(self.pipeline.model, "scene", self.pipeline.model)
-        if not hasattr(model, "occupancy_grid"):
-            return {}
-        latent, data = self.side.space == "latent", self.pipeline.datamanager
-        images = data.config.images_per_batch if latent else None
-        if latent:
-            data.config.images_per_batch = max(1, SETTLING_RAYS * images // self.facts()["rays"])
-        else:
-            data.train_pixel_sampler.set_num_rays_per_batch(SETTLING_RAYS)
-        self.train("latent supervision" if latent else "training", seconds)
-        if latent:
-            data.config.images_per_batch = images
-        else:
-            data.train_pixel_sampler.set_num_rays_per_batch(RGB_RAYS)
-        return {"occupied": float(model.occupancy_grid.binaries.float().mean())}
+    def upkeep(self) -> float:
+        """Seconds that a step spends in the mean on its occupancy grid, which is updated in every 16th."""
+        grid, model = self._occupancy_grid(), getattr(self.pipeline.model, "scene", self.pipeline.model)
+        if grid is None:
+            return 0.0
+        kept = {name: value.clone() for name, value in grid.state_dict().items()}
+        step_size = model.config.render_step_size
+        seconds = self._timed(lambda: grid._update(10_000, lambda x: model.field.density_fn(x) * step_size))
+        grid.load_state_dict(kept)
+        return seconds / GRID_INTERVAL
 
     def save_state(self, path: str) -> None:
         """For a worker with pictures of another size, which goes on from there."""
@@ -123,8 +121,9 @@ class SideWorker:
 
     def _step(self, stage: Stage) -> None:
         first = self.pipeline.schedule.latent_supervision_steps if stage == "RGB alignment" else 0
-        step = first + self._steps.get(stage, 0)
-        self._steps[stage] = self._steps.get(stage, 0) + 1
+        step = self._steps.get(stage, 0)
+        self._steps[stage] = step + 1
+        step += first + (1 + step // (GRID_INTERVAL - 1) if self._grid_rests else 0)
         self.pipeline.train()
         self._callbacks(step, after=False)
         self.trainer.train_iteration(step)
@@ -230,6 +229,18 @@ class SideWorker:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def occupy_ball(grid: Any) -> None:
+    """Occupy what lies in a ball of half the width of an occupancy grid's finest box, a fifteenth of that box."""
+    low, high = grid.aabbs[0].view(2, 3)
+    size = grid.resolution.to(grid.aabbs)
+    for level, box in enumerate(grid.aabbs):
+        centres = (grid.grid_coords.to(box) + 0.5) / size * (box[3:] - box[:3]) + box[:3]
+        inside = ((centres - (low + high) / 2) / ((high - low) / 4)).norm(dim=-1) < 1
+        grid.occs.view(len(grid.aabbs), -1)[level] = inside.float()
+        grid.binaries[level] = inside.view(grid.binaries.shape[1:])
 
 
 def _context() -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from typing_extensions import Annotated
 from tyro.conf import Suppress
 
+from igae_nerfstudio.rendering.hash_encoding import use_fast_hash_encoding
 from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
 
 
@@ -60,6 +61,7 @@ class LatentModel:
         self._modules.pop("lpips", None)
         self.renderer_rgb = LatentRenderer(self.config.latent_channels)
         self.adapt_field(self.config.latent_channels)
+        use_fast_hash_encoding(self)
 
     def adapt_field(self, latent_channels: int) -> None:
         """Replace the field's colour head (3 channels, sigmoid) by a linear one of `latent_channels`."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Type
+from typing import Any, ClassVar, Dict, Type
 
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.field_components.field_heads import FieldHead, FieldHeadNames
+from nerfstudio.fields.vanilla_nerf_field import NeRFField
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
 
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
@@ -17,6 +18,10 @@ class LatentVanillaNeRFConfig(LatentModelConfig, VanillaModelConfig):
     """Nerfstudio's vanilla NeRF, rendering latents."""
 
     _target: Type = field(default_factory=lambda: LatentVanillaNeRF)
+    layer_width: int = 256
+    """Width of the layers of both networks; half of it after the direction enters."""
+
+    fast: ClassVar[Dict[str, Any]] = {"layer_width": 128, "num_coarse_samples": 32, "num_importance_samples": 32}
 
 
 class LatentVanillaNeRF(LatentModel, NeRFModel):
@@ -26,9 +31,16 @@ class LatentVanillaNeRF(LatentModel, NeRFModel):
     reconstruction_loss = "latent_loss_fine"
 
     def adapt_field(self, latent_channels: int) -> None:
-        for nerf in (self.field_coarse, self.field_fine):
+        width, encodings = self.config.layer_width, ("position_encoding", "direction_encoding")
+        for name in ("field_coarse", "field_fine"):
+            nerf = NeRFField(
+                **{encoding: getattr(getattr(self, name), encoding) for encoding in encodings},
+                base_mlp_layer_width=width,
+                head_mlp_layer_width=width // 2,
+            )
             (colours,) = nerf.field_heads
             nerf.field_heads[0] = FieldHead(latent_channels, FieldHeadNames.RGB, in_dim=colours.in_dim)
+            setattr(self, name, nerf)
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         outputs = super().get_outputs(ray_bundle)

@@ -75,6 +75,31 @@ def test_a_side_trains_renders_and_is_measured(
     measured.load_state(str(tmp_path / "state"))
 
 
+def test_occupancy_grids_rest_while_steps_are_timed(
+    blender_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = sides.trainer_config
+
+    def small(chosen: Side):
+        config = original(chosen)
+        model = config.pipeline.model
+        model.grid_resolution, model.grid_levels, model.log2_hashmap_size, model.max_res = 16, 2, 8, 32
+        model.render_step_size = 0.1
+        return config
+
+    monkeypatch.setattr(worker, "trainer_config", small)
+    measured = worker.SideWorker(side(blender_scene, tmp_path, method="instant-ngp", space="latent", size=32))
+    measured.prepare_timing()
+    grid = measured._occupancy_grid()
+    assert float(grid.binaries[0].float().mean()) == pytest.approx(4 / 3 * torch.pi / 64, rel=0.1)
+    assert float(grid.binaries[1].float().mean()) == pytest.approx(4 / 3 * torch.pi / 512, rel=0.3)
+    before = grid.binaries.clone()
+    measured.train("latent supervision", 0.0, at_least=17)
+    measured.train("RGB alignment", 0.0, at_least=17)
+    assert measured.upkeep() > 0
+    assert torch.equal(grid.binaries, before)
+
+
 def test_psnr_of_a_known_picture(blender_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A render that is grey everywhere has the PSNR of grey against the photos, transparent pixels white."""
     measured = worker.SideWorker.__new__(worker.SideWorker)
@@ -107,7 +132,7 @@ class Scripted:
         self.calls.append((command, *arguments))
         if command == "train":
             return [self.steps[arguments[0]]]
-        return {"render": self.picture, "memory": {"RAM": 10.0}, "checkpoint_size": 2.0}[command]
+        return {"render": self.picture, "memory": {"RAM": 10.0}, "checkpoint_size": 2.0, "upkeep": 0.0}[command]
 
 
 def test_the_schedule_is_extrapolated_and_the_ratio_is_rgb_over_latent(tmp_path: Path) -> None:
@@ -144,8 +169,8 @@ def test_the_schedule_is_extrapolated_and_the_ratio_is_rgb_over_latent(tmp_path:
 def test_a_step_that_takes_longer_than_its_turn_is_not_repeated(tmp_path: Path) -> None:
     rgb, latent = Scripted({"training": 60.0}, {}), Scripted({"latent supervision": 0.1, "RGB alignment": 0.2}, {})
     MethodBench(BenchCommand(tmp_path, tmp_path, rounds=1, seconds=3), "tensorf", Results())._training(rgb, latent)
-    assert [call[0] for call in rgb.calls] == ["train"]
-    assert len(latent.calls) == 4
+    assert [call[0] for call in rgb.calls] == ["train", "upkeep"]
+    assert len(latent.calls) == 5
 
 
 def test_bad_input_is_named(blender_scene: Path, tmp_path: Path) -> None:
