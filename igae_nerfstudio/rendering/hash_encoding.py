@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from nerfstudio.field_components.encodings import HashEncoding
 from torch import Tensor, nn
 
-PRIMES = (1, 2_654_435_761, 805_459_861)
-"""Mueller et al. 2022, equation 4."""
+PRIMES = (1, 2_654_435_761 - 2**32, 805_459_861)
+"""Mueller et al. 2022, equation 4, as 32-bit numbers: of products, only the low bits count."""
 
 
 class FastHashEncoding(HashEncoding):
@@ -30,10 +30,11 @@ class FastHashEncoding(HashEncoding):
         """Rows of the table and linear weights (..., L, 8) of the corners around points (..., 3)."""
         scaled = points[..., None, :] * self.scalings.view(-1, 1).to(points.device)  # (..., L, 3)
         low, high = scaled.floor(), scaled.ceil()
-        primes = torch.tensor(PRIMES, device=points.device)
-        x, y, z = torch.stack([low.long() * primes, high.long() * primes], dim=-1).unbind(-2)  # each (..., L, 2)
+        primes = torch.tensor(PRIMES, device=points.device, dtype=torch.int32)
+        x, y, z = torch.stack([low.int() * primes, high.int() * primes], dim=-1).unbind(-2)  # each (..., L, 2)
         hashed = x[..., :, None, None] ^ y[..., None, :, None] ^ z[..., None, None, :]
-        rows = (hashed & (self.hash_table_size - 1)).flatten(-3) + self.hash_offset[:, None].to(points.device)
+        rows = (hashed & (self.hash_table_size - 1)).flatten(-3)
+        rows = rows + self.hash_offset[:, None].to(rows)  # of all levels, fewer than 2^31
         share = scaled - low.detach()
         x, y, z = torch.stack([1 - share, share], dim=-1).unbind(-2)
         return rows, (x[..., :, None, None] * y[..., None, :, None] * z[..., None, None, :]).flatten(-3)
