@@ -184,6 +184,7 @@ class LatentTrainer(SafeTrainer):
     def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         self._configured_iterations = config.max_num_iterations
         self.progress: Optional[PhaseProgress] = None
+        config.pipeline.resolve()
         total = config.pipeline.schedule().total_steps
         if not 0 <= config.max_num_iterations <= total:
             raise InputError(

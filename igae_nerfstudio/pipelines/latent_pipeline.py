@@ -45,6 +45,7 @@ from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
+from igae_nerfstudio.pipelines.settings import apply_settings
 
 
 @dataclass
@@ -58,6 +59,8 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """The data."""
     preset: Literal["paper", "fast"] = "paper"
     """`fast`: scene models no larger than latents need (docs/performance.md), where a setting is not chosen by hand."""
+    settings: Optional[Path] = None
+    """YAML file of settings of this group, over all others, such as configs/latent_nerf/official.yaml."""
     latent_supervision_steps: int = 10_000
     """Steps of the first phase (paper, table 11: 10,000)."""
     rgb_alignment_steps: int = 15_000
@@ -74,6 +77,18 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     latent_normalization: LatentNormalization = "standardize"
     """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
     the authors' `tanh(0.02 z)`, or not at all."""
+
+    def resolve(self) -> None:
+        """Put preset and settings file into effect; once more changes nothing.
+
+        Raises:
+            InputError: the settings file cannot be read, or names a setting that does not exist.
+        """
+        if self.preset == "fast":
+            self.model.use_fast_settings()
+        if self.settings is not None:
+            apply_settings(self, self.settings)
+            self.settings = None
 
     def schedule(self) -> TwoPhaseSchedule:
         """The two phases; raises InputError where they make no sense."""
@@ -114,6 +129,7 @@ class LatentPipeline(VanillaPipeline):
         **kwargs: Any,
     ) -> None:
         del world_size, local_rank  # of no concern to a pipeline whose gradients the trainer averages
+        config.resolve()
         self.schedule = config.schedule()
         autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
         if autoencoder is not None:
@@ -123,8 +139,6 @@ class LatentPipeline(VanillaPipeline):
             decoder = decoder_from_architecture(config.autoencoder.architecture)
         latent_channels, downscale = _shape_of(config.autoencoder.architecture)
         config.model.latent_channels = latent_channels
-        if config.preset == "fast":
-            config.model.use_fast_settings()
 
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
