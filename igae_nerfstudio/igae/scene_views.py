@@ -140,6 +140,7 @@ class SceneViews:
         background: Sequence[float] = (1.0, 1.0, 1.0),
         limit_scenes: Optional[int] = None,
         limit_views: Optional[int] = None,
+        only: Optional[Sequence[str]] = None,
     ) -> SceneViews:
         """Read the cameras, and decode the pictures unless that was done before.
 
@@ -151,6 +152,7 @@ class SceneViews:
             background: RGB in [0, 1] behind transparent pixels.
             limit_scenes: take only so many scenes, the first by name.
             limit_views: take only so many views of each scene, spread over its list.
+            only: take the scenes of these names, in this order, and look for no others.
 
         Raises:
             InputError: the scenes cannot be used, or the pictures cannot be written to `cache_dir`.
@@ -158,7 +160,8 @@ class SceneViews:
         for what, limit in (("scenes", limit_scenes), ("views", limit_views)):
             if limit is not None and limit < 1:
                 raise InputError(f"the limit of {what} is {limit}; it must be at least 1, or None for all")
-        folders = find_scenes(scenes_dir, split)[:limit_scenes]
+        folders = find_scenes(scenes_dir, split) if only is None else [scenes_dir / name for name in only]
+        folders = folders[:limit_scenes]
         scenes = [read_scene(folder, split, size, limit_views) for folder in folders]
         digest = hashlib.sha256()
         for scene in scenes:
