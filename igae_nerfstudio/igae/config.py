@@ -212,8 +212,11 @@ def _merged(entries: Dict[str, Any], over: Dict[str, Any]) -> Dict[str, Any]:
     return {**entries, **over, **groups}
 
 
-def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = "") -> T:
-    """A dataclass from nested dictionaries, strictly."""
+def from_dict(
+    kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = "", default: Optional[T] = None
+) -> T:
+    """A dataclass from nested dictionaries, strictly; what they leave out is as in `default`, or in a new one."""
+    default = kind() if default is None else default
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]
     values: Dict[str, Any] = {}
@@ -225,10 +228,10 @@ def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = 
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
                 raise InputError(f"{where}: '{prefix}{key}' must be a group of settings, and is {value!r}")
-            values[key] = from_dict(hint, value, where, f"{prefix}{key}.")
+            values[key] = from_dict(hint, value, where, f"{prefix}{key}.", getattr(default, key))
         else:
             values[key] = _converted(hint, value, f"{where}: '{prefix}{key}'")
-    return kind(**values)
+    return dataclasses.replace(default, **values)
 
 
 def _converted(hint: Any, value: Any, what: str) -> Any:
