@@ -212,9 +212,7 @@ def _merged(entries: Dict[str, Any], over: Dict[str, Any]) -> Dict[str, Any]:
     return {**entries, **over, **groups}
 
 
-def from_dict(
-    kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = "", default: Optional[T] = None
-) -> T:
+def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = "", default: Optional[T] = None) -> T:
     """A dataclass from nested dictionaries, strictly; what they leave out is as in `default`, or in a new one."""
     default = kind() if default is None else default
     hints = typing.get_type_hints(kind)

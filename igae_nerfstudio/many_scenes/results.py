@@ -1,9 +1,9 @@
 """What a training leaves: the part that scenes share, and scenes, as files that load with `weights_only=True`.
 
-    SHARED/autoencoder/              diffusers' format (latent scenes)
-    SHARED/shared.pt                 shared planes, renderer, normalisation, background, settings
-    OUT/scenes/NAME/scene.pt         a scene's own part, with the way to SHARED
-    OUT/scenes/NAME/result.json      its figures; written last, so a scene is done if and only if it is there
+SHARED/autoencoder/              diffusers' format (latent scenes)
+SHARED/shared.pt                 shared planes, renderer, normalisation, background, settings
+OUT/scenes/NAME/scene.pt         a scene's own part, with the way to SHARED
+OUT/scenes/NAME/result.json      its figures; written last, so a scene is done if and only if it is there
 """
 
 from __future__ import annotations
@@ -287,9 +287,7 @@ def assemble(
     )
 
 
-def load_scene(
-    folder: Path, shared_folder: Optional[Path] = None, shared: Optional[SharedPart] = None
-) -> LearntScene:
+def load_scene(folder: Path, shared_folder: Optional[Path] = None, shared: Optional[SharedPart] = None) -> LearntScene:
     """A learnt scene.
 
     Args:
