@@ -156,10 +156,11 @@ def markdown(summary: Dict[str, Any]) -> str:
     ]
     for name, row in summary["variants"].items():
         first, last = row["phases"]["latent_supervision"], last_phase(row["phases"])
+        sizes = row["bytes"]
         lines.append(
             f"| {name} | {first['psnr']:.2f} | {last['psnr']:.2f} | {last['ssim']:.3f} | {last.get('lpips', 0):.3f} "
-            f"| {row['cpu_seconds']:.1f} | {(row['bytes']['planes'] + row['bytes']['weights']) / 1e3:.1f} "
-            f"| {row['bytes']['total'] / 1e3:.1f} | {row['bytes_on_disk'] / 1e3:.1f} | {row['bytes_shared'] / 1e6:.2f} |"
+            f"| {row['cpu_seconds']:.1f} | {(sizes['planes'] + sizes['weights']) / 1e3:.1f} "
+            f"| {sizes['total'] / 1e3:.1f} | {row['bytes_on_disk'] / 1e3:.1f} | {row['bytes_shared'] / 1e6:.2f} |"
         )
     lines += ["", f"| PSNR | {' | '.join(summary['variants'])} |", "|---|" + "---|" * len(summary["variants"])]
     for scene in summary["scenes"]:
