@@ -134,6 +134,7 @@ SMALL = {
         "num_nerf_samples_per_ray": 8,
         "num_proposal_samples_per_ray": (16, 8),
     },
+    "triplanes": {"resolution": 12, "features": 4, "hidden": 8, "samples": 8, "importance_samples": 8},
 }
 """Settings that make each method small."""
 
