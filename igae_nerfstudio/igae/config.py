@@ -19,6 +19,7 @@ from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.igae.triplanes import TriPlaneConfig
 
 T = TypeVar("T")
+C = TypeVar("C", bound="IGAEConfig")
 
 
 @dataclass
@@ -156,21 +157,25 @@ class IGAEConfig:
                 raise InputError(f"triplanes.{key} is {value}; it must be above 0")
 
 
-def load_config(*paths: Path, overrides: Sequence[str] = ()) -> IGAEConfig:
+def load_config(
+    *paths: Path, overrides: Sequence[str] = (), of: Type[C] = IGAEConfig, base: Optional[Dict[str, Any]] = None
+) -> C:
     """Read YAML files.
 
     Args:
         paths: the files, later over earlier ones; keys that all leave out keep their defaults.
         overrides: further settings such as `stage2.epochs=3`, over all.
+        of: which settings.
+        base: nested settings to start from, in place of the defaults.
 
     Raises:
         InputError: no such file, no YAML, a key that does not exist (with the nearest one that does), a value of
             the wrong type, or values that make no sense.
     """
-    entries: Dict[str, Any] = {}
+    entries: Dict[str, Any] = base or {}
     for path in paths:
         own = _read_yaml(path)
-        from_dict(IGAEConfig, own, where=str(path))
+        from_dict(of, own, where=str(path))
         entries = _merged(entries, own)
     for item in overrides:
         key, equals, value = item.partition("=")
@@ -182,9 +187,9 @@ def load_config(*paths: Path, overrides: Sequence[str] = ()) -> IGAEConfig:
             raise InputError(f"the override '{item}' has no readable value: {' '.join(str(error).split())}") from error
         for name in reversed(key.split(".")):
             own = {name: own}
-        from_dict(IGAEConfig, own, where=f"the override '{item}'")
+        from_dict(of, own, where=f"the override '{item}'")
         entries = _merged(entries, own)
-    config = from_dict(IGAEConfig, entries, where="the settings")
+    config = from_dict(of, entries, where="the settings")
     config.check()
     return config
 
@@ -207,8 +212,9 @@ def _merged(entries: Dict[str, Any], over: Dict[str, Any]) -> Dict[str, Any]:
     return {**entries, **over, **groups}
 
 
-def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = "") -> T:
-    """A dataclass from nested dictionaries, strictly."""
+def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = "", default: Optional[T] = None) -> T:
+    """A dataclass from nested dictionaries, strictly; what they leave out is as in `default`, or in a new one."""
+    default = kind() if default is None else default
     hints = typing.get_type_hints(kind)
     names = [item.name for item in dataclasses.fields(kind)]
     values: Dict[str, Any] = {}
@@ -220,10 +226,10 @@ def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = 
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
                 raise InputError(f"{where}: '{prefix}{key}' must be a group of settings, and is {value!r}")
-            values[key] = from_dict(hint, value, where, f"{prefix}{key}.")
+            values[key] = from_dict(hint, value, where, f"{prefix}{key}.", getattr(default, key))
         else:
             values[key] = _converted(hint, value, f"{where}: '{prefix}{key}'")
-    return kind(**values)
+    return dataclasses.replace(default, **values)
 
 
 def _converted(hint: Any, value: Any, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Tri-Planes of all scenes, on disk.
+"""The Tri-Planes of all scenes, or whatever they are made of, on disk.
 
 Hundreds of scenes times 3 K^2 F numbers, and twice as many for Adam, do not belong in memory when a step touches a
 handful of scenes. They lie in three memory-mapped files; a step copies the planes of its scenes to the device,
@@ -27,7 +27,7 @@ class PlaneStore:
 
     Args:
         folder: holds the files; made where it is missing.
-        shape: (N, 3, F, K, K).
+        shape: (N, 3, F, K, K); what each scene has of its own may have any other shape as well.
         betas: Adam's.
         eps: Adam's.
     """
@@ -76,20 +76,20 @@ class PlaneStore:
         return self._maps["planes"][torch.as_tensor(scenes)].to(device)
 
     @torch.no_grad()
-    def step(self, scenes: Sequence[int], planes: Tensor, gradient: Tensor, lr: float) -> None:
+    def step(self, scenes: Sequence[int], planes: Tensor, gradient: Tensor, lr: float | Tensor) -> None:
         """One Adam step for distinct scenes.
 
         Args:
             scenes: S distinct indices.
             planes: what `load` returned for them, (S, 3, F, K, K).
             gradient: same shape.
-            lr: learning rate.
+            lr: learning rate, or one for each number of a scene.
         """
         index = torch.as_tensor(scenes)
         beta1, beta2 = self.betas
         device = planes.device
         self.visits[index] += 1
-        visits = self.visits[index].view(-1, 1, 1, 1, 1).to(device, torch.float32)
+        visits = self.visits[index].view(-1, *[1] * (len(self.shape) - 1)).to(device, torch.float32)
         first = self._maps["first_moment"][index].to(device).lerp_(gradient, 1 - beta1)
         second = self._maps["second_moment"][index].to(device).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         update = (first / (1 - beta1**visits)) / ((second / (1 - beta2**visits)).sqrt_().add_(self.eps))

@@ -151,6 +151,8 @@ class SceneViews:
         background: Sequence[float] = (1.0, 1.0, 1.0),
         limit_scenes: Optional[int] = None,
         limit_views: Optional[int] = None,
+        only: Optional[Sequence[str]] = None,
+        quiet: bool = False,
     ) -> SceneViews:
         """Read the cameras, and decode the pictures unless that was done before.
 
@@ -162,6 +164,8 @@ class SceneViews:
             background: RGB in [0, 1] behind transparent pixels.
             limit_scenes: take only so many scenes, the first by name.
             limit_views: take only so many views of each scene, spread over its list.
+            only: take the scenes of these names, in this order, and look for no others.
+            quiet: say nothing while the pictures are decoded.
 
         Raises:
             InputError: the scenes cannot be used, or the pictures cannot be written to `cache_dir`.
@@ -169,7 +173,8 @@ class SceneViews:
         for what, limit in (("scenes", limit_scenes), ("views", limit_views)):
             if limit is not None and limit < 1:
                 raise InputError(f"the limit of {what} is {limit}; it must be at least 1, or None for all")
-        folders = find_scenes(scenes_dir, split)[:limit_scenes]
+        folders = find_scenes(scenes_dir, split) if only is None else [scenes_dir / name for name in only]
+        folders = folders[:limit_scenes]
         scenes = [read_scene(folder, split, size, limit_views) for folder in folders]
         digest = hashlib.sha256()
         for scene in scenes:
@@ -186,7 +191,7 @@ class SceneViews:
         shape = (len(files), size, size, 3)
         if not _is_made_from(cache_dir, identity, math.prod(shape)):
             paths = [scenes_dir / file for file in files]
-            _write_views(cache_dir, paths, size, background, identity)
+            _write_views(cache_dir, paths, size, background, identity, quiet)
         poses = torch.from_numpy(np.concatenate([scene.poses for scene in scenes])).float()
         intrinsics = torch.from_numpy(np.concatenate([scene.intrinsics for scene in scenes])).float()
         return cls(
@@ -541,6 +546,7 @@ def _write_views(
     size: int,
     background: Sequence[float],
     identity: dict[str, Any],
+    quiet: bool,
 ) -> None:
     """Decode all views into the file of views, and write its sidecar."""
     columns = (
@@ -572,7 +578,7 @@ def _write_views(
                 f"the views take {needed / 1e9:.1f} GB and {cache_dir} has {free / 1e9:.1f} GB left; make room, choose "
                 "another cache folder, or take fewer scenes or views"
             )
-        with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        with Progress(*columns, console=CONSOLE, disable=quiet or not CONSOLE.is_terminal) as progress:
             task = progress.add_task("Decoding views", total=len(paths))
             write_atomically(target, lambda file: write(file, lambda: progress.advance(task)))
         sidecar = json.dumps({**identity, "written_ns": target.stat().st_mtime_ns}, indent=1)
@@ -582,4 +588,5 @@ def _write_views(
             f"the views cannot be written to {cache_dir} ({error.strerror or error}); choose another cache folder"
         ) from error
     counts = f"{len(paths)} views of {len(identity['scenes'])} scenes"
-    say(f"{counts} decoded into {target} in {time.monotonic() - start:.0f} s")
+    if not quiet:
+        say(f"{counts} decoded into {target} in {time.monotonic() - start:.0f} s")

@@ -34,7 +34,7 @@ from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.igae.config import IGAEConfig, to_dict
+from igae_nerfstudio.igae.config import IGAEConfig, Stage1Config, Stage2Config, to_dict
 from igae_nerfstudio.igae.export import export_autoencoder
 from igae_nerfstudio.igae.latent_basis import consistent_basis, explained_shares
 from igae_nerfstudio.igae.losses import PerceptualLoss, moment_shift, plane_variation, total_variation
@@ -61,8 +61,10 @@ class SceneBatch:
 
     scenes: List[int]
     """The distinct scenes of the whole batch, over all processes (U)."""
+    own: Tensor
+    """(U, ...) what the store holds of these scenes, a leaf that carries gradient."""
     planes: Tensor
-    """(U, 3, F, K, K), a leaf that carries gradient."""
+    """(U, 3, F, K, K), made of it; here the same tensor."""
     group_scene: List[int]
     """For each group of this process, its place in `scenes`."""
     views: Tensor
@@ -73,6 +75,8 @@ class SceneBatch:
     """(G, V h w, 3)."""
     directions: Tensor
     """(G, V h w, 3)."""
+    pixels: Optional[Tensor] = None
+    """Places (P,) in a latent image h w, where only some of its rays are in the batch: R = V P, not V h w."""
 
 
 class IGAETrainer:
@@ -87,7 +91,13 @@ class IGAETrainer:
         accelerator: of Hugging Face accelerate; None makes one for this process.
         tensorboard: write event files.
         wandb: write to Weights & Biases.
+
+    A subclass may make planes of something else than themselves: `own_shape`, `initial_own`, `planes_of` and
+    `own_rates` say what the store holds of a scene and how it learns, `shared_groups` what learns beside it.
     """
+
+    STAGES = {1: "Stage 1: Tri-Planes", 2: "Stage 2: Tri-Planes and autoencoder"}
+    """Names of the stages, for the terminal."""
 
     def __init__(
         self,
@@ -103,6 +113,7 @@ class IGAETrainer:
         from accelerate import Accelerator
 
         self.config, self.output_dir, self.source = config, output_dir, autoencoder
+        self.quiet = False
         self.accelerator = accelerator or Accelerator()
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -110,9 +121,7 @@ class IGAETrainer:
         self.amp = config.mixed_precision and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         torch.manual_seed(config.seed)
 
-        loaded = load_autoencoder(autoencoder).to(self.device)
-        encoder_hash = loaded.encoder_hash
-        self.autoencoder = TrainableAutoencoder(loaded)
+        self.autoencoder, encoder_hash = self.make_autoencoder()
         self.downscale, c = self.autoencoder.downscale, self.autoencoder.latent_channels
         size = config.data.view_size
         if size % self.downscale:
@@ -120,13 +129,7 @@ class IGAETrainer:
                 f"the autoencoder's downscale {self.downscale} does not divide data.view_size {size}; choose a multiple"
             )
         with self.accelerator.local_main_process_first():  # decodes the views once a machine
-            self.views = SceneViews.open(
-                scenes_dir,
-                size,
-                output_dir / "cache" / "views",
-                limit_scenes=config.data.max_scenes,
-                limit_views=config.data.max_views,
-            )
+            self.views = self.open_views(scenes_dir)
         self.views.check_cameras(config.triplanes.half_extent)
         name = f"latents-{encoder_hash[:8]}-{self.views.fingerprint[:8]}.f16"
         self._latents_path = output_dir / "cache" / name
@@ -139,13 +142,65 @@ class IGAETrainer:
         self.preview = LatentPreview(c).to(self.device)
         perceptual = config.weights.real_perceptual and config.weights.real_autoencoding
         self.perceptual = PerceptualLoss().to(self.device) if perceptual else None
-        k, f = config.triplanes.resolution, config.triplanes.features
+        self.make_shared()
         with self.accelerator.local_main_process_first():
-            self.planes = PlaneStore(output_dir / "cache" / "planes", (self.views.num_scenes, 3, f, k, k))
+            self.planes = PlaneStore(output_dir / "cache" / "planes", (self.views.num_scenes, *self.own_shape()))
         self.log = RunLog(output_dir, tensorboard, wandb, to_dict(config)) if self.main else None
         self.stage, self.step = 1, 0
         self.optimizers = self._make_optimizers()
         self._last_checkpoint = time.monotonic()
+
+    def make_autoencoder(self) -> Tuple[TrainableAutoencoder, str]:
+        """E and D, and a name of what E computes."""
+        loaded = load_autoencoder(self.source).to(self.device)
+        return TrainableAutoencoder(loaded), loaded.encoder_hash
+
+    def open_views(self, scenes_dir: Path) -> SceneViews:
+        """The training views."""
+        data = self.config.data
+        return SceneViews.open(
+            scenes_dir,
+            data.view_size,
+            self.output_dir / "cache" / "views",
+            limit_scenes=data.max_scenes,
+            limit_views=data.max_views,
+        )
+
+    # What a scene's planes are made of -----------------------------------------------------------------------
+
+    def make_shared(self) -> None:
+        """Make what all scenes share beside the renderer; here there is nothing."""
+
+    def own_shape(self) -> Tuple[int, ...]:
+        """Of what the store holds of one scene; here its planes."""
+        k, f = self.config.triplanes.resolution, self.config.triplanes.features
+        return (3, f, k, k)
+
+    def initial_own(self, generator: torch.Generator) -> Tensor:
+        """A new scene, of `own_shape`."""
+        return initial_planes(self.config.triplanes, generator)
+
+    def planes_of(self, own: Tensor) -> Tensor:
+        """(U, *own_shape) -> (U, 3, F, K, K)."""
+        return own
+
+    def own_rates(self) -> float | Tensor:
+        """Adam's rate in this stage for what the store holds; a number, or one for each number of `own_shape`."""
+        return self.settings.planes_lr
+
+    def shared_groups(self) -> List[Dict[str, Any]]:
+        """Parameter groups (name, params, lr) of what `make_shared` made."""
+        return []
+
+    def rate(self, group: Dict[str, Any], factor: float, epoch: int) -> float:
+        """Of a parameter group in an epoch of this stage, where all rates have come down by `factor`."""
+        del epoch
+        return factor * group["base_lr"]
+
+    @property
+    def settings(self) -> Stage1Config | Stage2Config:
+        """Of the stage that runs."""
+        return self.config.stage1 if self.stage == 1 else self.config.stage2
 
     def _real_images(self, folder: Optional[Path]) -> Optional[RealImages]:
         stage, weights = self.config.stage2, self.config.weights
@@ -175,21 +230,29 @@ class IGAETrainer:
             self._begin()
         if self.stage == 1:
             self._run_stage(1)
+            self.end_stage(1)
             self.stage, self.step = 2, 0
             if self.config.stage2.latent_rescaling is not None:
                 self._rescale_latents(self.config.stage2.latent_rescaling)
             self.optimizers = self._make_optimizers()
             self.save_checkpoint()
         self._run_stage(2)
+        self.end_stage(2)
         self.save_checkpoint()
         folder = self.output_dir / "autoencoder"
         if self.main:
-            figures = self.validate()
-            export_autoencoder(folder, self.autoencoder.module, self.config, self.source, self.views, figures)
+            self.export(folder)
             self.log.close()
-            say(f"The autoencoder is in {folder}: pass it to --pipeline.autoencoder.name-or-path")
         self.accelerator.wait_for_everyone()
         return folder
+
+    def export(self, folder: Path) -> None:
+        """Write the result; `folder` is the autoencoder's."""
+        export_autoencoder(folder, self.autoencoder.module, self.config, self.source, self.views, self.validate())
+        say(f"The autoencoder is in {folder}: pass it to --pipeline.autoencoder.name-or-path")
+
+    def end_stage(self, stage: int) -> None:
+        """Called when a stage's steps are done, before anything else; here there is nothing to do."""
 
     def _begin(self) -> None:
         """New planes, and everything that stays fixed: normalisation and preview of the latents."""
@@ -197,7 +260,7 @@ class IGAETrainer:
         if self.accelerator.is_local_main_process:
             for scene in range(len(self.planes)):
                 generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + scene)
-                self.planes.fill(scene, initial_planes(self.config.triplanes, generator))
+                self.planes.fill(scene, self.initial_own(generator))
         self.accelerator.wait_for_everyone()
 
     def _some_latents(self) -> Tensor:
@@ -251,11 +314,10 @@ class IGAETrainer:
         schedule, total = self.schedule(stage), self.steps(stage)
         if self.step >= total:
             return
-        name = "Stage 1: Tri-Planes" if stage == 1 else "Stage 2: Tri-Planes and autoencoder"
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        with Progress(*columns, *times, disable=not self.main) as progress:
-            task = progress.add_task(name, total=total, completed=self.step)
+        with Progress(*columns, *times, disable=self.quiet or not self.main) as progress:
+            task = progress.add_task(self.STAGES[stage], total=total, completed=self.step)
             while self.step < total:
                 losses = self.train_step(schedule.groups(self.step, self.rank, self.world), schedule)
                 self.step += 1
@@ -310,22 +372,25 @@ class IGAETrainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         total.backward()
-        self._average_gradients(batch.planes)
-        factor = self.config.lr_decay ** (self.step // schedule.steps_per_epoch)
+        self._average_gradients(batch.own)
+        epoch = self.step // schedule.steps_per_epoch
+        factor = self.config.lr_decay**epoch
         for group in self._parameter_groups(self.optimizers):
-            group["lr"] = factor * group["base_lr"]
+            group["lr"] = self.rate(group, factor, epoch)
         for optimizer in self.optimizers:
             optimizer.step()
-        settings = self.config.stage1 if self.stage == 1 else self.config.stage2
-        if self.accelerator.is_local_main_process and batch.planes.grad is not None:
-            self.planes.step(batch.scenes, batch.planes, batch.planes.grad, factor * settings.planes_lr)
+        if self.accelerator.is_local_main_process and batch.own.grad is not None:
+            self.planes.step(batch.scenes, batch.own.detach(), batch.own.grad, factor * self.own_rates())
         if self.world > 1:  # the planes' file is shared by the processes of a machine
             self.accelerator.wait_for_everyone()
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
 
     def stage1_losses(self, batch: SceneBatch) -> Losses:
         """Rendered against cached latents; E and D rest."""
-        encoded = self._latents[batch.views].to(self.device).float()
+        encoded = self._latents[batch.views]
+        if batch.pixels is not None:
+            encoded = encoded.flatten(2)[:, :, batch.pixels, None]
+        encoded = encoded.to(self.device).float()
         rendered = self.render(batch)
         target = self._normalized(encoded)
         return {"latent": F.mse_loss(rendered.latents, self._like(target, rendered)), **self._plane_tv(batch)}
@@ -338,7 +403,9 @@ class IGAETrainer:
         """
         weights, losses = self.config.weights, {}
         self._set_background()
-        latents = self.autoencoder.encode(batch.images, sample=self.config.sample_posterior)  # z = E(x)
+        latents = None
+        if weights.latent or weights.scene_autoencoding:
+            latents = self.autoencoder.encode(batch.images, sample=self.config.sample_posterior)  # z = E(x)
         rendered = self.render(batch) if weights.latent or weights.rgb else None  # y~ = R(T, p)
         if weights.latent:
             losses["latent"] = F.mse_loss(rendered.latents, self._like(self._normalized(latents), rendered))
@@ -422,16 +489,27 @@ class IGAETrainer:
         images = None
         if self.stage == 2:
             images = self.views.images(scene_of_view, views).to(self.device)
+        pixels = self.some_pixels(origins.shape[1] * origins.shape[2])
+        if pixels is not None:
+            origins, directions = (rays.flatten(1, 2)[:, pixels] for rays in (origins, directions))
         shape = (len(groups), -1, 3)
+        own = self.planes.load(scenes, self.device).requires_grad_(True)
         return SceneBatch(
             scenes=scenes,
-            planes=self.planes.load(scenes, self.device).requires_grad_(True),
+            own=own,
+            planes=self.planes_of(own),
             group_scene=[scenes.index(group.scene) for group in groups],
             views=self.views.flat_index(scene_of_view, views),
             images=images,
             origins=origins.reshape(shape),
             directions=directions.reshape(shape),
+            pixels=pixels,
         )
+
+    def some_pixels(self, count: int) -> Optional[Tensor]:
+        """Which of the `count` pixels of every latent image a batch has; None: all."""
+        del count
+        return None
 
     # Latents of all views ------------------------------------------------------------------------------------
 
@@ -447,7 +525,7 @@ class IGAETrainer:
                 file.truncate(2 * count)
             latents = torch.from_file(str(part), shared=True, size=count, dtype=torch.float16).view(shape)
             flat = [(scene, view) for scene, number in enumerate(self.counts) for view in range(number)]
-            with Progress(disable=not self.main) as progress:
+            with Progress(disable=self.quiet or not self.main) as progress:
                 for start in progress.track(range(0, len(flat), 32), description="Encoding views"):
                     scenes, views = torch.tensor(flat[start : start + 32]).T
                     encoded = self.autoencoder.encode(self.views.images(scenes, views).to(self.device))
@@ -462,8 +540,9 @@ class IGAETrainer:
     def _make_optimizers(self) -> List[torch.optim.Optimizer]:
         """Adam, and for the autoencoder's convolutions whatever the config says; the planes have their own Adam
         (`PlaneStore`)."""
-        settings = self.config.stage1 if self.stage == 1 else self.config.stage2
+        settings = self.settings
         groups = [{"name": "renderer", "params": list(self.renderer.parameters()), "lr": settings.renderer_lr}]
+        groups += self.shared_groups()
         optimizers: List[torch.optim.Optimizer] = []
         if self.stage == 2:
             convolutions: List[nn.Parameter] = []
@@ -483,11 +562,11 @@ class IGAETrainer:
     def _parameter_groups(optimizers: List[torch.optim.Optimizer]) -> Iterator[Dict[str, Any]]:
         return (group for optimizer in optimizers for group in optimizer.param_groups)
 
-    def _average_gradients(self, planes: Tensor) -> None:
-        """The mean of all processes' gradients, of shared parameters and of the batch's planes, in one message."""
+    def _average_gradients(self, own: Tensor) -> None:
+        """The mean of all processes' gradients, of shared parameters and of the batch's scenes, in one message."""
         if self.world == 1:
             return
-        tensors = [p for group in self._parameter_groups(self.optimizers) for p in group["params"]] + [planes]
+        tensors = [p for group in self._parameter_groups(self.optimizers) for p in group["params"]] + [own]
         flat = torch.cat([(t.grad if t.grad is not None else torch.zeros_like(t)).flatten() for t in tensors])
         flat = self.accelerator.reduce(flat, reduction="mean")
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors])):
@@ -521,11 +600,7 @@ class IGAETrainer:
                 "scenes": self.views.names,
                 "stage": self.stage,
                 "step": self.step,
-                "autoencoder": self.autoencoder.state_dict(),
-                "renderer": self.renderer.state_dict(),
-                "normalizer": self.normalizer.state_dict(),
-                "real_normalizer": self.real_normalizer.state_dict(),
-                "preview": self.preview.state_dict(),
+                **{name: module.state_dict() for name, module in self.modules().items()},
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "visits": self.planes.visits,
             }
@@ -542,6 +617,11 @@ class IGAETrainer:
                 warn(f"No checkpoint at step {self.step} of stage {self.stage}: {error}; the earlier one is kept.")
         self.accelerator.wait_for_everyone()
 
+    def modules(self) -> Dict[str, nn.Module]:
+        """Everything whose state is in a checkpoint, scenes and optimisers aside."""
+        names = ("autoencoder", "renderer", "normalizer", "real_normalizer", "preview")
+        return {name: getattr(self, name) for name in names}
+
     def _newest_checkpoint(self) -> Optional[Path]:
         """The checkpoint's folder; a kill between two renames leaves the older one under another name."""
         for name in ("checkpoint", "checkpoint.old"):
@@ -555,11 +635,8 @@ class IGAETrainer:
             return False
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         self._check_same(folder, state)
-        self.autoencoder.load_state_dict(state["autoencoder"])
-        self.renderer.load_state_dict(state["renderer"])
-        self.normalizer.load_state_dict(state["normalizer"])
-        self.real_normalizer.load_state_dict(state["real_normalizer"])
-        self.preview.load_state_dict(state["preview"])
+        for name, module in self.modules().items():
+            module.load_state_dict(state[name])
         self.stage, self.step = state["stage"], state["step"]
         self.optimizers = self._make_optimizers()
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
