@@ -78,7 +78,29 @@ class ExploitCommand:
             raise SystemExit(1)
 
 
-COMMANDS = {"train": TrainCommand, "exploit": ExploitCommand}
+@dataclass
+class ExportCommand:
+    """Make learnt scenes ordinary runs of the method igae-triplanes, for ns-viewer, ns-render and ns-eval."""
+
+    learnt: Tuple[Path, ...]
+    """Folders OUT/scenes/NAME, or OUT for all of its scenes."""
+    scenes: Path
+    """The folder of scenes that they were learnt from."""
+    output_dir: Path = Path("outputs")
+    """The runs are NAME/igae-triplanes/TIMESTAMP in it."""
+    timestamp: Union[str, None] = None
+    """The last part of a run's folder; by default the time."""
+
+    def run(self) -> None:
+        """Write a run for each scene."""
+        from igae_nerfstudio.console import say
+        from igae_nerfstudio.many_scenes.export import export_scene, find_learnt
+
+        for folder in find_learnt(self.learnt):
+            say(f"ns-viewer --load-config {export_scene(folder, self.scenes, self.output_dir, self.timestamp)}")
+
+
+COMMANDS = {"train": TrainCommand, "exploit": ExploitCommand, "export": ExportCommand}
 """The subcommands by name."""
 
 
