@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Tuple, Union
+from typing import Optional, Tuple
 
 import tyro
 
@@ -18,10 +18,10 @@ class TrainCommand:
     scenes: Path
     """Folder of scenes in Blender format, as `igae-render-objects` makes them."""
     output_dir: Path
-    """Where everything goes: checkpoints, metrics.jsonl, figures, the autoencoder, what scenes share, and the scenes."""
+    """Where everything goes: checkpoints, metrics.jsonl, figures, autoencoder, what scenes share, and the scenes."""
     autoencoder: str = "bundled"
     """What to start from: a folder in diffusers' format, a hub id, `bundled`, or `bundled-ae`."""
-    images: Union[Path, None] = None
+    images: Optional[Path] = None
     """Folder of real images; only needed where weights.real_autoencoding is above 0."""
     set: Tuple[str, ...] = ()
     """Settings over those of the config, such as stage1.epochs=3 micro_macro.shared_planes=0."""
@@ -106,9 +106,7 @@ COMMANDS = {"train": TrainCommand, "exploit": ExploitCommand, "export": ExportCo
 
 def main() -> None:
     """The console script."""
-    tyro.extras.subcommand_cli_from_dict(
-        {name: command for name, command in COMMANDS.items()}, description=__doc__
-    ).run()
+    tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__).run()
 
 
 if __name__ == "__main__":
