@@ -22,6 +22,18 @@ from igae_nerfstudio.many_scenes.exploit import RunAll, SceneOutcome, SceneTask,
 ANSWER_SECONDS = 5.0
 """A cluster that has not answered after so long is not there."""
 
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do anyway, and now warns of
+    "RAY_worker_register_timeout_seconds": "600",  # by default 60, in which a busy machine may not import Ray
+}
+"""Environment of Ray's processes, where the user has set nothing else. Beside these, a scene that runs out of memory is
+retried no more often than others, and not for ever."""
+
+STARTS = 3
+"""How often a cluster of this machine alone is tried to start. On a busy machine Ray's own processes may not be up
+within the 15 seconds that it gives them (its issue 65983); the next time their files are in memory."""
+
 OBJECT_STORE_BYTES = 128 << 20
 """Of a local cluster, whose tasks hand over names and nothing large."""
 
@@ -111,23 +123,16 @@ def cluster(options: RayOptions) -> Iterator[Any]:
     Raises:
         InputError: Ray is not installed, or the cluster does not answer.
     """
-    # Read when Ray starts its processes: nothing is sent anywhere.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_task_oom_retries", str(options.retries))  # else a scene too large is retried for ever
+    for name, value in {**SETTINGS, "RAY_task_oom_retries": str(options.retries)}.items():
+        os.environ.setdefault(name, value)
     if find_spec("ray") is None:
         raise InputError("Ray is not installed; pip install 'igae-nerfstudio[ray]', or leave --ray out")
     if options.address is not None:
         check_answers(options.address)
     import ray
 
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
     try:
-        if options.address is None:
-            own = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-            ray.init(address="local", num_cpus=options.workers, **own, **quiet)
-        else:
-            ray.init(address=options.address, **quiet)
+        _connect(ray, options)
     except Exception as error:
         what = "no Ray cluster can be started here" if options.address is None else _no_answer(options.address)
         reason = f"{type(error).__name__}: {first_line(error)}"
@@ -138,6 +143,23 @@ def cluster(options: RayOptions) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _connect(ray: Any, options: RayOptions) -> None:
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if options.address is not None:
+        ray.init(address=options.address, **quiet)
+        return
+    own = {"num_cpus": options.workers, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address="local", **own, **quiet)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not left:
+                raise
+            say(f"Ray did not start ({first_line(error)}); trying again.")
 
 
 def check_answers(address: str) -> None:

@@ -69,12 +69,19 @@ def workers(out: Path) -> List[int]:
     return found
 
 
-def wait_for(what: Callable[[], object], process: Optional[subprocess.Popen] = None, seconds: float = 400) -> None:
+def wait_for(what: Callable[[], object], process: Optional[subprocess.Popen] = None, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not happen"
         assert process is None or process.poll() is None or what(), "the process ended before"
         time.sleep(0.05)
+
+
+def skip_where_ray_does_not_start(out: Path) -> None:
+    """On a busy machine Ray's own processes may take longer than Ray waits for them."""
+    shown = (out / "log.txt").read_text()
+    if "no Ray cluster can be started here" in shown and "timed out during startup" in shown:
+        pytest.skip("Ray itself does not start on this machine: its processes timed out")
 
 
 def results(out: Path) -> dict[str, Path]:
@@ -86,11 +93,13 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 @needs_ray
 @needs_proc
+@pytest.mark.timeout(2400)
 def test_a_killed_worker_and_a_killed_driver_cost_no_scene(job: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with started(job / "shared", job / "scenes", out) as driver:
         # A worker in the middle of its first scene.
-        wait_for(lambda: list(out.glob("work/*/cache/planes")), driver)
+        wait_for(lambda: list(out.glob("work/*/cache/planes")) or driver.poll() is not None)
+        skip_where_ray_does_not_start(out)
         assert not results(out)
         (victim, *_) = workers(out)
         os.kill(victim, signal.SIGKILL)
@@ -103,7 +112,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_scene(job: Path, tmp_path: 
     assert 1 <= len(first) < len(NAMES)
 
     with started(job / "shared", job / "scenes", out) as driver:
-        assert driver.wait(timeout=600) == 0
+        assert driver.wait(timeout=900) == 0
     assert sorted(results(out)) == list(NAMES)
     assert {name: results(out)[name].stat().st_mtime_ns for name in first} == first
     shown = (out / "log.txt").read_text()
@@ -115,16 +124,18 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_scene(job: Path, tmp_path: 
 
 @needs_ray
 @needs_proc
+@pytest.mark.timeout(2400)
 def test_scenes_that_fail_are_listed_and_the_others_finish(job: Path, tmp_path: Path) -> None:
     """One scene has a damaged picture; the worker of another is killed once, and it finishes all the same."""
     scenes, out = write_scenes(tmp_path / "scenes", ("bad", "good")), tmp_path / "out"
     (scenes / "bad" / "train" / "r_003.png").write_bytes(b"no picture")
     with started(job / "shared", scenes, out) as driver:
-        wait_for(lambda: list(out.glob("work/good/cache/planes")), driver)
+        wait_for(lambda: list(out.glob("work/good/cache/planes")) or driver.poll() is not None)
+        skip_where_ray_does_not_start(out)
         killed = workers(out)
         for victim in killed:
             os.kill(victim, signal.SIGKILL)
-        assert driver.wait(timeout=600) == 1
+        assert driver.wait(timeout=900) == 1
     assert killed and list(results(out)) == ["good"]
     shown = (out / "log.txt").read_text()
     assert "1 learnt, 0 there already, 1 failed" in shown
