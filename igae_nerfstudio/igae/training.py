@@ -98,6 +98,8 @@ class IGAETrainer:
 
     STAGES = {1: "Stage 1: Tri-Planes", 2: "Stage 2: Tri-Planes and autoencoder"}
     """Names of the stages, for the terminal."""
+    FREE_SETTINGS: Tuple[str, ...] = ("steps_per_log", "steps_per_figure", "minutes_per_checkpoint")
+    """How settings begin that a resumed training may change."""
 
     def __init__(
         self,
@@ -652,8 +654,7 @@ class IGAETrainer:
     def _check_same(self, folder: Path, state: Dict[str, Any]) -> None:
         """Raises InputError where the checkpoint belongs to another configuration or other scenes."""
         differing = sorted(set(_flat(state["config"]).items()) ^ set(_flat(to_dict(self.config)).items()), key=str)
-        free = ("steps_per_log", "steps_per_figure", "minutes_per_checkpoint")
-        keys = sorted({key for key, _ in differing if key not in free})
+        keys = sorted({key for key, _ in differing if not key.startswith(self.FREE_SETTINGS)})
         if keys:
             raise InputError(
                 f"{folder} was made with other settings ({', '.join(keys)}); use the same config, or another "

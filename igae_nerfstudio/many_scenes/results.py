@@ -9,6 +9,7 @@ OUT/scenes/NAME/result.json      its figures; written last, so a scene is done i
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import os
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from igae_nerfstudio.igae.config import load_config, to_dict
 from igae_nerfstudio.igae.scene_views import ViewCameras
 from igae_nerfstudio.igae.triplanes import TriPlaneRender, TriPlaneRenderer
 from igae_nerfstudio.many_scenes.config import ManyScenesConfig
-from igae_nerfstudio.many_scenes.micro_macro import MicroMacroPlanes, same_shapes
+from igae_nerfstudio.many_scenes.micro_macro import MicroMacroConfig, MicroMacroPlanes, same_shapes
 
 FORMAT = 1
 """Raised when older files can no longer be read."""
@@ -126,6 +127,19 @@ class SharedPart:
         for name in ("planes", "renderer", "normalizer", "preview"):
             getattr(part, name).load_state_dict(state[name])
         return part
+
+    @torch.no_grad()
+    def as_plain(self) -> SharedPart:
+        """The same without shared planes: all F features are a scene's own, and a new one starts where it would have.
+        The renderer, the normalisation and the start are all that is left of the joint training."""
+        config = dataclasses.replace(self.config, micro_macro=MicroMacroConfig(shared_planes=0))
+        return dataclasses.replace(
+            self,
+            config=config,
+            planes=MicroMacroPlanes(config.triplanes, config.micro_macro),
+            mean_record=self.planes(self.mean_record[None])[0].flatten(),
+            folder=None,
+        )
 
     def load_autoencoder(self) -> Optional[Autoencoder]:
         """E and D, frozen; None for RGB."""

@@ -37,6 +37,8 @@ class ManyScenesTrainer(IGAETrainer):
 
     STAGES = {1: "Stage 1: scenes and what they share", 2: "Stage 2: those and the autoencoder"}
 
+    FREE_SETTINGS = (*IGAETrainer.FREE_SETTINGS, "exploit.")
+
     config: ManyScenesConfig
     shared: MicroMacroPlanes
 

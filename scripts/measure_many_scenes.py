@@ -1,0 +1,327 @@
+"""What sharing buys numerous scenes: quality, bytes and seconds side by side, and what a step costs at 10 to 1,000.
+
+    python scripts/measure_many_scenes.py compare --scenes CITY --output-dir OUT \
+        --variants micro/macro=JOINT plain=JOINT:plain scratch=SCRATCH rgb=RGB --set exploit.steps_per_validation=28
+    python scripts/measure_many_scenes.py scale --output-dir OUT
+
+`compare` learns every new scene in every variant, a scene's variants one after another, so that a part of the scenes
+is a comparison too; run again, it goes on. A variant is the --output-dir of an `igae-scenes train`; `:plain` after it
+takes away the shared planes and leaves the renderer and the start (`SharedPart.as_plain`). It writes results.json,
+table.md and comparison.png. `scale` writes scale.json and scale.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import torch
+
+from igae_nerfstudio.console import say
+from igae_nerfstudio.files import write_atomically
+from igae_nerfstudio.igae.config import load_config, to_dict
+from igae_nerfstudio.many_scenes.accounting import Cost
+from igae_nerfstudio.many_scenes.config import ManyScenesConfig
+from igae_nerfstudio.many_scenes.exploit import find_tasks, run_task
+from igae_nerfstudio.many_scenes.results import SharedPart
+
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+COUNTS = (10, 100, 1000)
+"""Numbers of scenes in `scale`."""
+
+
+def main() -> None:
+    """One of the two measurements."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser("compare", help="variants side by side")
+    compare.add_argument("--scenes", type=Path, nargs="+", required=True, help="folders of scenes")
+    compare.add_argument("--output-dir", type=Path, required=True)
+    compare.add_argument("--variants", nargs="+", required=True, metavar="NAME=FOLDER[:plain]")
+    compare.add_argument("--set", nargs="*", default=[], help="settings over those of every variant")
+    compare.add_argument("--max-scenes", type=int, default=None)
+    compare.add_argument("--joint-seconds", nargs="*", default=[], metavar="NAME=SECONDS", help="of CPU time")
+    compare.add_argument("--only-report", action="store_true", help="learn nothing, write what is there")
+    scale = commands.add_parser("scale", help="a step at 10, 100 and 1,000 scenes")
+    scale.add_argument("--output-dir", type=Path, required=True)
+    scale.add_argument("--steps", type=int, default=15, help="of each stage (default: %(default)s)")
+    scale.add_argument("--one", type=int, help="measure this number of scenes in this process")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.command == "compare":
+        run_comparison(arguments)
+    elif arguments.one:
+        measure_scale(arguments.output_dir, arguments.one, arguments.steps)
+    else:
+        run_scale(arguments)
+
+
+# --- Variants side by side ---
+
+
+def run_comparison(arguments: argparse.Namespace) -> None:
+    """Learn, and report after each scene."""
+    jobs: Dict[str, Tuple[SharedPart, List[Any]]] = {}
+    for item in arguments.variants:
+        name, _, folder = item.partition("=")
+        part = shared_part(Path(folder.removesuffix(":plain")), folder.endswith(":plain"))
+        config = load_config(overrides=arguments.set, of=ManyScenesConfig, base=to_dict(part.config))
+        out = arguments.output_dir / name.replace("/", "-")
+        jobs[name] = (part, find_tasks(arguments.scenes, part.folder, out, config)[: arguments.max_scenes])
+    seconds = {name: float(value) for name, _, value in (item.partition("=") for item in arguments.joint_seconds)}
+    for tasks in zip(*(tasks for _, tasks in jobs.values())):
+        for name, task in zip(jobs, tasks):
+            if task.result_path.exists() or arguments.only_report:
+                continue
+            outcome = run_task(task)
+            say(f"{time.strftime('%H:%M:%S')} {name}: {task.name}: {outcome.error or 'learnt'}")
+        report(arguments.output_dir, jobs, seconds)
+
+
+def shared_part(folder: Path, plain: bool) -> SharedPart:
+    """Of a folder; without its shared planes, in a folder beside it."""
+    part = SharedPart.load(folder)
+    if not plain:
+        return part
+    beside = folder.with_name(folder.name + "-plain")
+    beside.mkdir(exist_ok=True)
+    if not (beside / "shared.pt").exists():
+        part.as_plain().save(beside)
+        (beside / "autoencoder").symlink_to((folder / "autoencoder").resolve())
+    return SharedPart.load(beside)
+
+
+def report(output_dir: Path, jobs: Dict[str, Tuple[SharedPart, List[Any]]], seconds: Dict[str, float]) -> None:
+    """Means over the scenes that all variants have learnt."""
+    found = {
+        name: {t.name: json.loads(t.result_path.read_text()) for t in tasks if t.result_path.exists()}
+        for name, (_, tasks) in jobs.items()
+    }
+    names = sorted(set.intersection(*(set(results) for results in found.values())))
+    if not names:
+        return
+    summary: Dict[str, Any] = {"scenes": names, "variants": {}}
+    for name, results in found.items():
+        part = jobs[name][0]
+        each = [results[scene] for scene in names]
+        summary["variants"][name] = {
+            "phases": {
+                phase: {key: mean([result[phase][key] for result in each]) for key in each[0][phase]}
+                for phase in ("latent_supervision", "rgb_alignment")
+                if phase in each[0]
+            },
+            "cpu_seconds": mean([result["cpu_seconds"] for result in each]),
+            "seconds": mean([result["seconds"] for result in each]),
+            "bytes": {key: mean([result["bytes"][key] for result in each]) for key in each[0]["bytes"]},
+            "bytes_on_disk": mean([result["bytes_on_disk"] for result in each]),
+            "bytes_shared": part.bytes_shared if part.planes.count else 0,
+            "joint_cpu_seconds": seconds.get(name, 0.0),
+            "psnr": {scene: last_phase(results[scene])["psnr"] for scene in names},
+            "curve": mean_curve([result["curve"] for result in each]),
+        }
+    text = json.dumps(summary, indent=1).encode()
+    write_atomically(output_dir / "results.json", lambda file: file.write(text))
+    table = markdown(summary).encode()
+    write_atomically(output_dir / "table.md", lambda file: file.write(table))
+    plot_comparison(output_dir / "comparison.png", summary)
+
+
+def last_phase(result: Dict[str, Any]) -> Dict[str, float]:
+    return result.get("rgb_alignment") or result["latent_supervision"]
+
+
+def mean(values: List[float]) -> float:
+    return sum(values) / len(values)
+
+
+def mean_curve(curves: List[List[Dict[str, float]]]) -> List[Tuple[float, float]]:
+    """(CPU seconds, held-out PSNR) at each measurement, means over scenes."""
+    return [(mean([p["cpu_seconds"] for p in row]), mean([p["held_out_psnr"] for p in row])) for row in zip(*curves)]
+
+
+def markdown(summary: Dict[str, Any]) -> str:
+    """Two tables: variants, and PSNR of each scene."""
+    lines = [
+        f"{len(summary['scenes'])} scenes",
+        "",
+        "| | PSNR: supervision | PSNR | SSIM | LPIPS | CPU s a scene | kB a scene: planes | with the rest | on disk |"
+        " shared, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in summary["variants"].items():
+        first, last = row["phases"]["latent_supervision"], last_phase(row["phases"])
+        sizes = row["bytes"]
+        lines.append(
+            f"| {name} | {first['psnr']:.2f} | {last['psnr']:.2f} | {last['ssim']:.3f} | {last.get('lpips', 0):.3f} "
+            f"| {row['cpu_seconds']:.1f} | {(sizes['planes'] + sizes['weights']) / 1e3:.1f} "
+            f"| {sizes['total'] / 1e3:.1f} | {row['bytes_on_disk'] / 1e3:.1f} | {row['bytes_shared'] / 1e6:.2f} |"
+        )
+    lines += ["", f"| PSNR | {' | '.join(summary['variants'])} |", "|---|" + "---|" * len(summary["variants"])]
+    for scene in summary["scenes"]:
+        values = " | ".join(f"{row['psnr'][scene]:.2f}" for row in summary["variants"].values())
+        lines.append(f"| {scene} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+def costs(row: Dict[str, Any]) -> Cost:
+    """In bytes."""
+    return Cost(row["bytes"]["total"], row["bytes_shared"])
+
+
+def plot_comparison(path: Path, summary: Dict[str, Any]) -> None:
+    """Bytes per scene over the number of scenes; PSNR over bytes; PSNR over seconds."""
+    figure, (over_n, over_bytes, over_time) = new_figure(3)
+    counts = [2 ** (i / 2) for i in range(0, 25)]
+    for (name, row), colour in zip(summary["variants"].items(), COLOURS):
+        cost, psnr = costs(row), last_phase(row["phases"])["psnr"]
+        over_n.plot(counts, [cost.effective(n) / 1e3 for n in counts], color=colour, label=name)
+        stops = (16, 100, 1000)
+        sizes = [cost.effective(n) / 1e3 for n in stops]
+        over_bytes.plot(sizes, [psnr] * 3, marker="o", color=colour, label=name)
+        if row["bytes_shared"]:
+            for count, size in zip(stops, sizes):
+                over_bytes.annotate(f"N = {count}", (size, psnr), (0, 6), textcoords="offset points", fontsize=7)
+        if row["curve"]:
+            seconds, values = zip(*row["curve"])
+            over_time.plot(seconds, values, marker=".", color=colour, label=name)
+    over_n.set(xlabel="N, scenes that share", ylabel="effective kB per scene", xscale="log", yscale="log")
+    over_bytes.set(xlabel="effective kB per scene", ylabel="PSNR of held-out views, dB", xscale="log")
+    over_time.set(xlabel="CPU seconds of one scene's learning", ylabel="PSNR of held-out views, dB")
+    for axis in (over_n, over_bytes, over_time):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def new_figure(count: int):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * count, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
+
+
+# --- Scale ---
+
+SCALE = (
+    "data.view_size=64",
+    "data.max_scenes=null",
+    "stage1.views_per_batch=8",
+    "stage1.views_per_scene=2",
+    "stage1.epochs=1000",
+    "stage2.views_per_batch=4",
+    "stage2.views_per_scene=2",
+    "stage2.epochs=1000",
+)
+"""Over configs/many_scenes/cpu.yaml."""
+
+
+def run_scale(arguments: argparse.Namespace) -> None:
+    """Every number of scenes in a process of its own, whose peak memory is then its own too."""
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for count in COUNTS:
+        path = arguments.output_dir / f"scale-{count}.json"
+        if not path.exists():
+            command = [sys.executable, __file__, "scale", "--output-dir", str(arguments.output_dir)]
+            subprocess.run([*command, "--one", str(count), "--steps", str(arguments.steps)], check=True)
+        rows.append(json.loads(path.read_text()))
+        say(json.dumps(rows[-1]))
+    text = json.dumps(rows, indent=1).encode()
+    write_atomically(arguments.output_dir / "scale.json", lambda file: file.write(text))
+    plot_scale(arguments.output_dir / "scale.png", rows)
+
+
+def measure_scale(output_dir: Path, count: int, steps: int) -> None:
+    """Step times and memory with `count` scenes of four views of 64 x 64 pixels."""
+    from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+    from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
+
+    folder = output_dir / f"scenes-{count}"
+    if not folder.exists():
+        write_balls(folder, count)
+    config = load_config(
+        Path(__file__).parents[1] / "configs" / "many_scenes" / "cpu.yaml", overrides=SCALE, of=ManyScenesConfig
+    )
+    out = output_dir / f"training-{count}"
+    trainer = ManyScenesTrainer(config, folder, None, AutoencoderConfig(), out, tensorboard=False)
+    trainer._encode_all_views()
+    trainer._begin()
+    row: Dict[str, Any] = {"scenes": count, "record_numbers": trainer.shared.record_numbers}
+    memory = []
+    for stage in (1, 2):
+        trainer.stage, trainer.step = stage, 0
+        trainer.optimizers = trainer._make_optimizers()
+        schedule, times = trainer.schedule(stage), []
+        for step in range(steps):
+            start = time.process_time()
+            trainer.train_step(schedule.groups(step), schedule)
+            times.append(time.process_time() - start)
+            trainer.step += 1
+            memory.append(own_memory())
+        row[f"stage{stage}_step_seconds"] = statistics.median(times)
+    row["peak_memory"] = max(memory)
+    row["disk"] = sum(path.stat().st_size for path in (out / "cache" / "planes").iterdir())
+    text = json.dumps(row).encode()
+    write_atomically(output_dir / f"scale-{count}.json", lambda file: file.write(text))
+
+
+def own_memory() -> int:
+    """Bytes of this process's memory that is no mapped file's (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+
+
+def write_balls(folder: Path, count: int, size: int = 64) -> None:
+    """Scenes of a ball of some colour, in Blender format."""
+    import math
+
+    import numpy as np
+    from PIL import Image
+
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    inside = (rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (size / 4) ** 2
+    rng = np.random.default_rng(0)
+    frames = []
+    for i in range(4):
+        a = 2 * math.pi * i / 4
+        back = np.array([math.cos(a), math.sin(a), 0.0])
+        axes = np.stack([[-math.sin(a), math.cos(a), 0.0], [0.0, 0.0, 1.0], back, 2.1 * back], axis=-1)
+        pose = [*axes.tolist(), [0.0, 0.0, 0.0, 1.0]]
+        frames.append({"file_path": f"./r_{i}", "transform_matrix": pose})
+    for scene in range(count):
+        own = folder / f"ball_{scene:04d}"
+        own.mkdir(parents=True)
+        image = np.full((size, size, 3), 255, np.uint8)
+        image[inside] = rng.integers(0, 256, 3)
+        for i in range(4):
+            Image.fromarray(image).save(own / f"r_{i}.png")
+        (own / "transforms_train.json").write_text(json.dumps({"camera_angle_x": 0.69, "frames": frames}))
+
+
+def plot_scale(path: Path, rows: List[Dict[str, Any]]) -> None:
+    """Step time and memory over the number of scenes, and disk for comparison."""
+    figure, (times, memory) = new_figure(2)
+    counts = [row["scenes"] for row in rows]
+    for stage, colour in ((1, COLOURS[0]), (2, COLOURS[1])):
+        values = [row[f"stage{stage}_step_seconds"] for row in rows]
+        times.plot(counts, values, marker="o", color=colour, label=f"stage {stage}")
+    times.set(xlabel="scenes", ylabel="CPU seconds of a step", xscale="log", ylim=(0, None))
+    memory.plot(counts, [row["peak_memory"] / 1e9 for row in rows], marker="o", color=COLOURS[2], label="peak memory")
+    memory.plot(counts, [row["disk"] / 1e9 for row in rows], marker="o", color=COLOURS[3], label="disk: scenes, Adam")
+    memory.set(xlabel="scenes", ylabel="GB", xscale="log", ylim=(0, None))
+    for axis in (times, memory):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
