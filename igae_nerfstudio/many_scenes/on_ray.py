@@ -25,6 +25,7 @@ ANSWER_SECONDS = 5.0
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do anyway, and now warns of
+    "RAY_worker_niceness": "0",  # by default 15, as if scenes were learnt in the background of something
     "RAY_worker_register_timeout_seconds": "600",  # by default 60, in which a busy machine may not import Ray
 }
 """Environment of Ray's processes, where the user has set nothing else. Beside these, a scene that runs out of memory is

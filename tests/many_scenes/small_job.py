@@ -1,34 +1,19 @@
-"""A joint training of seconds, and scenes to learn with what comes out."""
+"""A joint training of seconds, and scenes to learn with what comes out, in both layouts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Tuple
 
-from conftest import ROOT, tiny_autoencoder, write_blender_scene, write_srn_scene
+from conftest import write_blender_scene, write_srn_scene
+from many_scenes_data import make_trainer, write_data
 
-from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-from igae_nerfstudio.igae.config import load_config
-from igae_nerfstudio.many_scenes.config import ManyScenesConfig
-from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
-
-SIZE = 64
-DEBUG = ROOT / "configs" / "many_scenes" / "debug.yaml"
-
-
-def small_config(*overrides: str) -> ManyScenesConfig:
-    """debug.yaml."""
-    return load_config(DEBUG, overrides=overrides, of=ManyScenesConfig)
+SIZE = 48
 
 
 def train_shared(folder: Path, *overrides: str) -> Path:
-    """Two scenes learnt jointly; the folder of what they share."""
-    for name in ("one", "two"):
-        write_blender_scene(folder / "training" / name, (SIZE, SIZE), (4, 1, 1))
-    tiny_autoencoder().save_pretrained(folder / "autoencoder")
-    start = AutoencoderConfig(name_or_path=str(folder / "autoencoder"))
-    config = small_config(*overrides)
-    ManyScenesTrainer(config, folder / "training", None, start, folder / "shared", tensorboard=False).run()
+    """Scenes in `train/`, learnt jointly; the folder of what they share."""
+    make_trainer(write_data(folder), folder / "shared", overrides).run()
     return folder / "shared"
 
 

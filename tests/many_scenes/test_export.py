@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from many_scenes_data import small_config
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
-from small_job import SIZE, small_config, train_shared, write_scenes
+from small_job import SIZE, train_shared, write_scenes
 from test_commands import command
 
 from igae_nerfstudio.errors import InputError
@@ -48,7 +49,7 @@ def test_a_run_measures_and_renders_what_the_scene_did(job: Path, name: str, tmp
     assert config.method_name == "igae-triplanes" and step == sum(phases) - 1
     assert (config.pipeline.latent_supervision_steps, config.pipeline.rgb_alignment_steps) == phases
     assert torch.load(checkpoint, weights_only=True)["step"] == step
-    assert len(pipeline.datamanager.train_dataset) == 8
+    assert len(pipeline.datamanager.train_dataset) == result["views"] == 4
 
     metrics = pipeline.get_average_eval_image_metrics()
     for what in ("psnr", "ssim"):
@@ -67,9 +68,9 @@ def test_a_run_measures_and_renders_what_the_scene_did(job: Path, name: str, tmp
 
 def test_scenes_of_the_joint_training_too(job: Path, tmp_path: Path) -> None:
     found = find_learnt([job / "shared"])
-    assert [path.name for path in found] == ["one", "two"]
-    path = export_scene(found[1], job / "training" / "two", tmp_path / "runs", "now")
-    assert path == tmp_path / "runs" / "two" / "igae-triplanes" / "now" / "config.yml"
+    assert [path.name for path in found] == ["a", "b", "c", "d"]
+    path = export_scene(found[1], job / "train" / "b", tmp_path / "runs", "now")
+    assert path == tmp_path / "runs" / "b" / "igae-triplanes" / "now" / "config.yml"
     _, pipeline, _, _ = eval_setup(path, test_mode="inference")
     learnt = load_scene(found[1])
     torch.testing.assert_close(pipeline.model.scene.planes, learnt.planes)
@@ -147,7 +148,7 @@ def test_what_cannot_be_exported_is_named(job: Path, tmp_path: Path) -> None:
         return str(raised.value)
 
     assert "scene.pt does not exist" in message(job / "out", scenes, tmp_path)
-    assert "the views of scene ball are not in" in message(ball, job / "training", tmp_path)
+    assert "the views of scene ball are not in" in message(ball, job / "train", tmp_path)
     export_scene(ball, scenes, tmp_path, "now")
     assert "exists already; choose another --timestamp" in message(ball, scenes, tmp_path, "now")
     with pytest.raises(InputError, match="holds no learnt scene"):
@@ -159,4 +160,4 @@ def test_what_cannot_be_exported_is_named(job: Path, tmp_path: Path) -> None:
 def test_colours_are_no_latents(tmp_path: Path) -> None:
     shared = train_shared(tmp_path, "space=rgb", "stage2.epochs=0", "stage1.rays_per_view=64")
     with pytest.raises(InputError, match="one of colours"):
-        export_scene(shared / "scenes" / "one", tmp_path / "training", tmp_path / "runs")
+        export_scene(shared / "scenes" / "a", tmp_path / "train", tmp_path / "runs")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Callable, Iterator, List, Optional
 
 import pytest
-from small_job import small_config, train_shared, write_scenes
+from many_scenes_data import small_config
+from small_job import train_shared, write_scenes
 
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.many_scenes.on_ray import RayOptions, check_answers, on_ray
