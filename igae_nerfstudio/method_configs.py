@@ -1,6 +1,6 @@
 """Start here: the methods that `ns-train` knows once this package is installed.
 
-    igae-vanilla-nerf   igae-instant-ngp   igae-tensorf   igae-kplanes   igae-nerfacto
+    igae-vanilla-nerf   igae-instant-ngp   igae-tensorf   igae-kplanes   igae-nerfacto   igae-triplanes
         scene models in the latent space of an image autoencoder (`models/`), trained in two phases
         (`pipelines/latent_pipeline.py`) on cached latents (`data/`)
     igae-kplanes-rgb
@@ -32,6 +32,7 @@ from igae_nerfstudio.models.kplanes import KPlanesModelConfig
 from igae_nerfstudio.models.latent_kplanes import LatentKPlanesConfig
 from igae_nerfstudio.models.nerfacto import LatentNerfactoConfig
 from igae_nerfstudio.models.tensorf import LatentTensoRFConfig
+from igae_nerfstudio.models.triplanes import LatentTriPlanesConfig
 from igae_nerfstudio.models.vanilla_nerf import LatentVanillaNeRFConfig
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipelineConfig
 
@@ -183,4 +184,19 @@ igae_nerfacto = latent_method(
     latent_supervision_lr_factor=0.1,  # not in the paper; the official code's factor, for both phases
     rgb_alignment_lr_factor=0.1,
     mixed_precision=True,
+)
+
+igae_triplanes = latent_method(
+    "igae-triplanes",
+    "Tri-Planes in an autoencoder's latent space; also what igae-scenes exports.",
+    model=LatentTriPlanesConfig(),
+    optimizers={
+        group: {
+            "optimizer": FusedAdamOptimizerConfig(lr=1e-2),
+            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-3, max_steps=30_000),
+        }
+        for group in ("planes", "fields")
+    },
+    latent_supervision_lr_factor=1.0,  # as in the exploitation phase of 3Da-AE
+    rgb_alignment_lr_factor=0.1,
 )

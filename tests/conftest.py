@@ -95,6 +95,32 @@ def blender_scene(tmp_path: Path) -> Path:
     return write_blender_scene(tmp_path / "scene")
 
 
+def write_srn_scene(folder: Path, blender: Path, made_for: int = 512) -> Path:
+    """A square Blender scene's test views, and then its train views, as a ShapeNet-SRN scene.
+
+    Args:
+        folder: to write.
+        blender: to read.
+        made_for: the side of the pictures that intrinsics.txt speaks of, in pixels.
+    """
+    for part in ("rgb", "pose"):
+        (folder / part).mkdir(parents=True)
+    count = 0
+    for split in ("test", "train"):
+        meta = json.loads((blender / f"transforms_{split}.json").read_text())
+        for frame in meta["frames"]:
+            picture = blender / (frame["file_path"] + ".png")
+            (folder / "rgb" / f"{count:06d}.png").write_bytes(picture.read_bytes())
+            pose = np.array(frame["transform_matrix"]) @ np.diag([1.0, -1.0, -1.0, 1.0])
+            text = " ".join(f"{value:.8f}" for value in pose.flatten())
+            (folder / "pose" / f"{count:06d}.txt").write_text(text + "\n")
+            count += 1
+    focal = 0.5 * made_for / math.tan(0.5 * meta["camera_angle_x"])
+    lines = [f"{focal:f} {made_for / 2:f} {made_for / 2:f} 0.", "0. 0. 0.", "1.", f"{made_for} {made_for}"]
+    (folder / "intrinsics.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def write_nerfstudio_scene(folder: Path, images: list[np.ndarray], **lens: float) -> Path:
     """A `transforms.json` scene; `lens` adds intrinsics such as `k1`."""
     (folder / "images").mkdir(parents=True)
@@ -134,6 +160,7 @@ SMALL = {
         "num_nerf_samples_per_ray": 8,
         "num_proposal_samples_per_ray": (16, 8),
     },
+    "triplanes": {"resolution": 12, "features": 4, "hidden": 8, "samples": 8, "importance_samples": 8},
 }
 """Settings that make each method small."""
 

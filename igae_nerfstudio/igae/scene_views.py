@@ -1,12 +1,19 @@
 """The posed views of many scenes, in one file on disk: memory does not grow with the number of scenes.
 
-A scene is a folder in the Blender layout, `NAME/transforms_{split}.json` and its pictures, as `igae-render-objects`
-writes it. The first `SceneViews.open` decodes all pictures into `views.u8`, (V, H, W, 3) in 8 bits: view v of scene s
-is row `flat_index(s, v)`. Later ones map that file into memory and read single views from it.
+A scene is a folder in one of two layouts:
+
+    Blender         `NAME/transforms_{split}.json` and its pictures, as `igae-render-objects` writes it
+    ShapeNet-SRN    (Sitzmann et al. 2019) pictures in `NAME/rgb/`; for each of them, in `NAME/pose/`, a text file with
+                    its camera-to-world matrix (4 x 4, OpenCV axes: x right, y down, looking along z); and
+                    `NAME/intrinsics.txt`, whose first line is focal length, cx, cy and 0 and whose last is height and
+                    width. It has no splits of its own: the first 10 pictures by name are held out, as in 3Da-AE.
+
+The first `SceneViews.open` decodes all pictures into `views.u8`, (V, H, W, 3) in 8 bits: view v of scene s is row
+`flat_index(s, v)`. Later ones map that file into memory and read single views from it.
 
 `views.json` beside it says what the file was made from (scenes, and the names, sizes and times of their pictures) and
 which file it belongs to. Both are written beside their place and moved there, so a process that dies leaves nothing
-that passes for whole. Cameras are read from the transforms files every time: correcting a pose decodes nothing.
+that passes for whole. Cameras are read from the text files every time: correcting a pose decodes nothing.
 """
 
 from __future__ import annotations
@@ -52,6 +59,10 @@ CHUNK = 256
 """Views decoded ahead of the one that is written."""
 ABANDONED_SECONDS = 3600.0
 """An unfinished file that was not written to for so long is what a killed process left."""
+
+SRN_TEST_VIEWS = 10
+"""So many pictures of a ShapeNet-SRN scene, the first by name, are its splits `test` and `val`; the rest is `train`."""
+SRN_PARTS = ("rgb", "pose", "intrinsics.txt")
 
 Indices = Union[int, Sequence[int], np.ndarray, Tensor]
 
@@ -307,41 +318,58 @@ def find_scenes(scenes_dir: Path, split: str) -> list[Path]:
     wanted = f"transforms_{split}.json"
     scenes, others = [], []
     for folder in sorted(path for path in scenes_dir.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if (folder / wanted).is_file():
+        if (folder / wanted).is_file() or is_srn_scene(folder):
             scenes.append(folder)
         elif any(folder.glob("transforms_*.json")):
             raise InputError(f"scene {folder} has no {wanted}; render it again, or move it out of {scenes_dir}")
         else:
             others.append(folder.name)
     if not scenes:
-        remedy = "pass the folder above it" if (scenes_dir / wanted).is_file() else "igae-render-objects makes them"
-        raise InputError(f"{scenes_dir} holds no scene, that is, no folder with a {wanted}; {remedy}")
+        is_one = (scenes_dir / wanted).is_file() or is_srn_scene(scenes_dir)
+        remedy = "pass the folder above it" if is_one else "igae-render-objects makes them"
+        raise InputError(
+            f"{scenes_dir} holds no scene, that is, no folder with a {wanted} or with {', '.join(SRN_PARTS)}; {remedy}"
+        )
     if others:
         warn(f"No scenes, because without transforms files: {', '.join(others)} in {scenes_dir}")
     return scenes
+
+
+def is_srn_scene(folder: Path) -> bool:
+    """Whether a folder is in the layout of ShapeNet-SRN."""
+    return all((folder / part).exists() for part in SRN_PARTS)
 
 
 def read_scene(folder: Path, split: str, size: int, limit_views: Optional[int] = None) -> Scene:
     """The cameras and files of one scene.
 
     Args:
-        folder: of the scene.
-        split: which `transforms_{split}.json`.
+        folder: of the scene, in the Blender layout or in that of ShapeNet-SRN.
+        split: which `transforms_{split}.json`, or which share of the pictures of a ShapeNet-SRN scene.
         size: side of the pictures in pixels, for which the intrinsics are.
         limit_views: take only so many views, one at random (but always the same) from each of so many equal
             stretches of the list: lists often go from the top to the bottom, or along a path.
 
     Raises:
-        InputError: the transforms file cannot be used, or a picture is missing.
+        InputError: the scene's text files cannot be used, or a picture is missing.
     """
+    return (_read_srn if is_srn_scene(folder) else _read_blender)(folder, split, size, limit_views)
+
+
+def _spread(items: list[Any], limit: Optional[int]) -> list[Any]:
+    """At most `limit` of some items, one at random (but always the same) from each of so many equal stretches."""
+    if limit is None or limit >= len(items):
+        return items
+    edges = [i * len(items) // limit for i in range(limit + 1)]
+    rng = np.random.default_rng(0)
+    return [items[rng.integers(low, high)] for low, high in zip(edges, edges[1:])]
+
+
+def _read_blender(folder: Path, split: str, size: int, limit_views: Optional[int]) -> Scene:
     path = folder / f"transforms_{split}.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        frames = list(meta["frames"])
-        if limit_views is not None and limit_views < len(frames):
-            edges = [i * len(frames) // limit_views for i in range(limit_views + 1)]
-            rng = np.random.default_rng(0)
-            frames = [frames[rng.integers(low, high)] for low, high in zip(edges, edges[1:])]
+        frames = _spread(list(meta["frames"]), limit_views)
         poses = np.array([frame["transform_matrix"] for frame in frames], dtype=np.float64)
         intrinsics = np.array([_intrinsics({**meta, **frame}, size, path) for frame in frames], dtype=np.float64)
         names = [str(frame["file_path"]) for frame in frames]
@@ -359,6 +387,54 @@ def read_scene(folder: Path, split: str, size: int, limit_views: Optional[int] =
     files = [_find_image(folder, name, meta.get("image_suffix")) for name in names]
     stamps = [(file, status.st_size, status.st_mtime_ns) for file, status in files]
     return Scene(folder.name, [file for file, _ in files], stamps, poses[:, :3], intrinsics, depth_unit)
+
+
+def _read_srn(folder: Path, split: str, size: int, limit_views: Optional[int]) -> Scene:
+    pictures = sorted(path for path in (folder / "rgb").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    held_out, rest = pictures[:SRN_TEST_VIEWS], pictures[SRN_TEST_VIEWS:]
+    pictures = _spread(rest if split == "train" else held_out, limit_views)
+    if not pictures:
+        raise InputError(
+            f"scene {folder} has no views for the split '{split}': rgb has {len(held_out)} pictures, and the "
+            f"first {SRN_TEST_VIEWS} are held out; render it again or move it away"
+        )
+    names = [f"rgb/{path.name}" for path in pictures]
+    matrices = []
+    for picture in pictures:
+        path = folder / "pose" / f"{picture.stem}.txt"
+        try:
+            matrices.append(np.array(path.read_text(encoding="utf-8").split(), dtype=np.float64).reshape(4, 4))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be used ({type(error).__name__}: {error}); it needs the 16 numbers of the "
+                f"camera-to-world matrix of rgb/{picture.name}"
+            ) from error
+    poses = np.stack(matrices)
+    poses[:, :3, 1:3] *= -1  # OpenCV's y and z axes point the other way
+    _check_poses(poses, names, folder / "pose")
+    intrinsics = np.array([_srn_intrinsics(folder / "intrinsics.txt", size)] * len(names))
+    found = [_find_image(folder, name, None) for name in names]
+    stamps = [(file, status.st_size, status.st_mtime_ns) for file, status in found]
+    return Scene(folder.name, names, stamps, poses[:, :3], intrinsics, None)
+
+
+def _srn_intrinsics(path: Path, size: int) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy in pixels of pictures of `size`; the file may be for another size, which it names."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        focal, cx, cy = (float(value) for value in lines[0][:3])
+        height, width = (int(float(value)) for value in lines[-1])
+        if len(lines) < 2 or height != width:
+            raise ValueError("its last line is no height and width of a square")
+        scale = size / height
+    except (OSError, ValueError, IndexError, ArithmeticError) as error:
+        raise InputError(
+            f"{path} cannot be used ({type(error).__name__}: {error}); its first line holds focal length, cx and cy in "
+            "pixels, its last one height and width, which are equal"
+        ) from error
+    if not (0.0 < focal < math.inf and math.isfinite(cx) and math.isfinite(cy)):
+        raise InputError(f"{path} has impossible intrinsics (focal length {focal:g}, cx {cx:g}, cy {cy:g} pixels)")
+    return focal * scale, focal * scale, cx * scale, cy * scale
 
 
 def _intrinsics(camera: dict[str, Any], size: int, path: Path) -> tuple[float, float, float, float]:

@@ -16,7 +16,7 @@ class TrainCommand:
     config: Tuple[Path, ...]
     """YAML files such as configs/igae/paper.yaml, later over earlier ones; the rest has the paper's values."""
     scenes: Path
-    """Folder of scenes in Blender format, as `igae-render-objects` makes them."""
+    """Folder of scenes in Blender format, as `igae-render-objects` makes them, or in that of ShapeNet-SRN."""
     output_dir: Path
     """Where everything goes: checkpoints, metrics.jsonl, figures and the autoencoder."""
     images: Optional[Path] = None

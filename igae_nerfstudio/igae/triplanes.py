@@ -9,7 +9,7 @@ ray, c latent channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -120,16 +120,22 @@ class TriPlaneRenderer(nn.Module):
         raw = self.decoder(self.features(planes, points)).float()
         return F.softplus(raw[..., 0] - 1), raw[..., 1:]
 
-    def forward(self, planes: Tensor, origins: Tensor, directions: Tensor) -> TriPlaneRender:
+    def forward(
+        self, planes: Tensor, origins: Tensor, directions: Tensor, limits: Optional[Tuple[Tensor, Tensor]] = None
+    ) -> TriPlaneRender:
         """Render rays; samples are random in training and fixed in evaluation.
 
         Args:
             planes: (S, 3, F, K, K).
             origins: (S, R, 3), scene units.
             directions: (S, R, 3), of unit length.
+            limits: nearest and farthest distance (S, R) to render, scene units; None for all of the cube.
         """
         jitter = self.training and self.config.jitter
         near, far = box_interval(origins, directions, self.config.half_extent)
+        if limits is not None:
+            near = torch.minimum(torch.maximum(near, limits[0]), far)
+            far = torch.maximum(torch.minimum(far, limits[1]), near)
         samples, boundaries = stratified_samples(near, far, self.config.samples, jitter)
         if self.config.importance_samples:
             with torch.no_grad():

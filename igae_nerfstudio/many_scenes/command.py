@@ -62,9 +62,19 @@ class ExploitCommand:
     """YAML files over the settings of the joint training."""
     set: Tuple[str, ...] = ()
     """Settings over those, such as exploit.fine_tuned_decoder=outer."""
+    ray: bool = False
+    """Learn scenes side by side on Ray, on this machine's cores or GPUs (pip install 'igae-nerfstudio[ray]')."""
+    ray_address: Optional[str] = None
+    """HOST:PORT of a Ray cluster's head, or auto; all of its machines must see the folders under the same paths."""
+    ray_workers: Optional[int] = None
+    """Scenes at a time, where Ray has this machine alone; by default one for each core, or for each GPU."""
+    ray_gpus: Optional[float] = None
+    """GPUs for a scene; below 1, scenes share one. By default 1 where there are GPUs."""
 
     def run(self) -> None:
         """Learn."""
+        from igae_nerfstudio.console import warn
+        from igae_nerfstudio.errors import InputError
         from igae_nerfstudio.igae.config import load_config, to_dict
         from igae_nerfstudio.many_scenes.config import ManyScenesConfig
         from igae_nerfstudio.many_scenes.exploit import exploit, one_after_another, say_report
@@ -72,13 +82,46 @@ class ExploitCommand:
 
         own = to_dict(SharedPart.load(self.shared).config)
         config = load_config(*self.config, overrides=self.set, of=ManyScenesConfig, base=own)
-        report = exploit(self.scenes, self.shared, self.output_dir, config, one_after_another)
+        run_all = one_after_another
+        if self.ray or self.ray_address is not None:
+            from igae_nerfstudio.many_scenes.on_ray import RayOptions, on_ray
+
+            if config.exploit.train_shared:
+                raise InputError("exploit.train_shared learns all scenes in one training; leave --ray out")
+            run_all = on_ray(RayOptions(self.ray_address, self.ray_workers, self.ray_gpus))
+        try:
+            report = exploit(self.scenes, self.shared, self.output_dir, config, run_all)
+        except KeyboardInterrupt:
+            warn("Stopped. Finished scenes stay; the same command goes on with the others.")
+            raise SystemExit(130) from None
         say_report(report, self.output_dir)
         if report.failed:
             raise SystemExit(1)
 
 
-COMMANDS = {"train": TrainCommand, "exploit": ExploitCommand}
+@dataclass
+class ExportCommand:
+    """Make learnt scenes ordinary runs of the method igae-triplanes, for ns-viewer, ns-render and ns-eval."""
+
+    learnt: Tuple[Path, ...]
+    """Folders OUT/scenes/NAME, or OUT for all of its scenes."""
+    scenes: Path
+    """The folder of scenes that they were learnt from."""
+    output_dir: Path = Path("outputs")
+    """The runs are NAME/igae-triplanes/TIMESTAMP in it."""
+    timestamp: Optional[str] = None
+    """The last part of a run's folder; by default the time."""
+
+    def run(self) -> None:
+        """Write a run for each scene."""
+        from igae_nerfstudio.console import say
+        from igae_nerfstudio.many_scenes.export import export_scene, find_learnt
+
+        for folder in find_learnt(self.learnt):
+            say(f"ns-viewer --load-config {export_scene(folder, self.scenes, self.output_dir, self.timestamp)}")
+
+
+COMMANDS = {"train": TrainCommand, "exploit": ExploitCommand, "export": ExportCommand}
 """The subcommands by name."""
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, Iterator
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
@@ -70,6 +71,9 @@ class LatentModel:
     def set_background(self, background: Tensor) -> None:
         """The latent (c,) behind the scene, normalised."""
         self.renderer_rgb.background.copy_(background)
+
+    def set_training_cameras(self, cameras: Cameras) -> None:
+        """Learn where the training cameras are, before the first step; of no concern to most models."""
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         return rename(super().get_outputs(ray_bundle), "rgb", "latent")

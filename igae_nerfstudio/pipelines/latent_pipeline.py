@@ -164,6 +164,7 @@ class LatentPipeline(VanillaPipeline):
         model.normalizer.fit(split.latents)
         model.preview.fit(model.normalizer.normalize(split.latents))
         model.set_training_cameras(self.datamanager.train_dataset.cameras)
+        model.scene.set_training_cameras(self.datamanager.train_dataset.cameras)
         colour = self.datamanager.train_dataset.background_colour
         background = self.autoencoder.encode_colour(colour).to(self.device)
         model.scene.set_background(model.normalizer.normalize(background))

@@ -70,6 +70,21 @@ def test_a_constant_field_renders_in_closed_form() -> None:
     torch.testing.assert_close(render.latents[0, 1], torch.tensor([2.0, -1.0, 0.25]))  # beside the cube
 
 
+def test_limits_cut_a_ray() -> None:
+    """In a constant field half the way through the cube is half the optical depth."""
+    renderer = make_renderer().eval()
+    renderer.set_background(torch.zeros(3))
+    planes = torch.zeros(1, 3, 4, 5, 5)
+    origins = torch.tensor([0.0, 0.0, 4.0]).expand(1, 3, 3)
+    directions = torch.tensor([0.0, 0.0, -1.0]).expand(1, 3, 3)  # inside from 2.5 to 5.5
+    limits = (torch.tensor([[0.0, 4.0, 1e10]]), torch.tensor([[9.0, 9.0, 1e10]]))  # all, the second half, nothing
+    render = renderer(planes, origins, directions, limits)
+    density = float(renderer.field(planes, torch.zeros(1, 1, 3))[0])
+    expected = torch.tensor([1 - math.exp(-3 * density), 1 - math.exp(-1.5 * density), 0.0])
+    torch.testing.assert_close(render.accumulation[0], expected)
+    assert float(render.depth.max()) <= 5.5
+
+
 def test_samples_are_random_in_training_and_fixed_in_evaluation() -> None:
     renderer = make_renderer()
     planes = initial_planes(CONFIG, torch.Generator().manual_seed(0))[None] * 30

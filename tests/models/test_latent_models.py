@@ -118,6 +118,9 @@ def test_empty_space_renders_the_latent_background(
     scene = pipeline.model.eval().scene
     if method == "instant_ngp":
         scene.occupancy_grid.binaries.zero_()
+    elif method == "triplanes":
+        last = scene.renderer.decoder[-1]
+        last.weight.data[0], last.bias.data[0] = 0, -1000
     else:
         for name in ("field", "field_coarse", "field_fine"):
             if hasattr(scene, name):

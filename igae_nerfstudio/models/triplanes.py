@@ -1,0 +1,155 @@
+"""Tri-Planes of one scene as a Nerfstudio model: those of the IG-AE flow and of `igae-scenes` (`igae/triplanes.py`).
+
+Planes and renderer can be trained alone here, or come from many scenes learnt together: a run that
+`igae-scenes export` writes holds the planes of one scene, shared part included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Type
+
+import torch
+import torch.nn.functional as F
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.configs.config_utils import to_immutable_dict
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.utils import misc
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.igae.losses import plane_variation
+from igae_nerfstudio.igae.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+
+STRAIGHT = 0.02
+"""Radians between a camera's axis and the middle of the scene, below which it looks straight at it."""
+
+
+@dataclass
+class LatentTriPlanesConfig(LatentModelConfig, ModelConfig):
+    """Tri-Planes, rendering latents; K, F and samples as in table 10 of the paper."""
+
+    _target: Type = field(default_factory=lambda: LatentTriPlanes)
+    resolution: int = 64
+    """K, points along a side of each plane."""
+    features: int = 32
+    """F, features of a point."""
+    hidden: int = 64
+    """Width of the hidden layer that turns features into density and latent."""
+    half_extent: Optional[float] = None
+    """Half the side of the cube around the origin that holds the scene, scene units; beyond it nothing is rendered.
+    None: the dataset's scene box, or what the cameras see where all of them look straight at the origin."""
+    samples: int = 48
+    """Stratified samples of a ray."""
+    importance_samples: int = 48
+    """Further samples where the first found density."""
+    enable_collider: bool = False
+    """Rays begin and end at the cube."""
+    loss_coefficients: Dict[str, float] = to_immutable_dict({"latent_loss": 1.0, "plane_tv": 1e-4})
+    """Weights of the squared error and of the planes' total variation (paper, equation 14)."""
+
+
+class LatentTriPlanes(LatentModel, Model):
+    """Three feature planes and a small network, without view dependence."""
+
+    config: LatentTriPlanesConfig
+
+    def populate_modules(self) -> None:
+        Model.populate_modules(self)  # there is no RGB model to adapt
+        config = self.config
+        if config.half_extent is not None and not config.half_extent > 0:
+            raise InputError(f"--pipeline.model.half-extent is {config.half_extent}; it must be positive")
+        self.renderer = TriPlaneRenderer(
+            TriPlaneConfig(
+                resolution=config.resolution,
+                features=config.features,
+                hidden=config.hidden,
+                half_extent=config.half_extent or float(self.scene_box.aabb.abs().max()),
+                samples=config.samples,
+                importance_samples=config.importance_samples,
+            ),
+            config.latent_channels,
+        )
+        self.planes = nn.Parameter(initial_planes(self.renderer.config, torch.default_generator))
+
+    def set_background(self, background: Tensor) -> None:
+        self.renderer.set_background(background)
+
+    def set_training_cameras(self, cameras: Cameras) -> None:
+        """Where all cameras look straight at the origin, as those of rendered objects do, the cube need not reach
+        beyond the ball that they see."""
+        seen = radius_seen(cameras)
+        if self.config.half_extent is None and seen is not None:
+            self.renderer.config.half_extent = min(seen, self.renderer.config.half_extent)
+
+    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+        return {"planes": [self.planes], "fields": list(self.renderer.parameters())}
+
+    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
+        limits = None
+        if ray_bundle.nears is not None and ray_bundle.fars is not None:  # the viewer's crop
+            limits = (ray_bundle.nears[None, :, 0], ray_bundle.fars[None, :, 0])
+        render = self.renderer(self.planes[None], ray_bundle.origins[None], ray_bundle.directions[None], limits)
+        return {
+            "latent": render.latents[0],
+            "accumulation": render.accumulation[0, :, None],
+            "depth": render.depth[0, :, None],
+        }
+
+    def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        error = F.mse_loss(outputs["latent"].detach(), batch["latent"])
+        return {"latent_psnr": -10 * torch.log10(error)}
+
+    def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
+        losses = {
+            "latent_loss": F.mse_loss(outputs["latent"], batch["latent"]),
+            "plane_tv": plane_variation(self.planes[None]),
+        }
+        return misc.scale_dict(losses, self.config.loss_coefficients)
+
+    # The cube travels in the checkpoint: planes mean nothing without it ---------------------------------------
+
+    def get_extra_state(self) -> Dict[str, Any]:
+        config = self.renderer.config
+        names = ("resolution", "features", "hidden", "half_extent")
+        return {name: getattr(config, name) for name in names}
+
+    def set_extra_state(self, state: Dict[str, Any]) -> None:
+        """Take the cube of a checkpoint.
+
+        Raises:
+            InputError: its planes have another shape.
+        """
+        for name in ("resolution", "features", "hidden"):
+            mine = getattr(self.renderer.config, name)
+            if state[name] != mine:
+                raise InputError(
+                    f"the checkpoint's Tri-Planes have {name} {state[name]} and the model's {mine}; set "
+                    f"--pipeline.model.{name} {state[name]}"
+                )
+        self.renderer.config.half_extent = state["half_extent"]
+
+
+def radius_seen(cameras: Cameras) -> Optional[float]:
+    """The radius of the ball around the origin of which no camera sees more, scene units.
+
+    None where a camera does not look straight at the origin.
+    """
+    positions, backward = cameras.camera_to_worlds[..., 3], cameras.camera_to_worlds[..., 2]
+    distance = positions.norm(dim=-1)
+    aside = torch.linalg.cross(positions, backward).norm(dim=-1)
+    if bool(((positions * backward).sum(dim=-1) <= 0).any()) or bool((aside > STRAIGHT * distance).any()):
+        return None
+    # The widest angle of a picture is that of the corner that is farthest from the principal point.
+    x, y = (
+        torch.maximum(centre, size - centre) / focal
+        for centre, size, focal in (
+            (cameras.cx, cameras.width, cameras.fx),
+            (cameras.cy, cameras.height, cameras.fy),
+        )
+    )
+    angle = torch.atan(torch.sqrt(x**2 + y**2))[..., 0]
+    return float((distance * torch.sin(angle)).max())
