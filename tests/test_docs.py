@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     write_nerfstudio_scene(work / "my-photos", photos(10))
     write_blender_scene(work / "my-render")
     write_colmap_scene(work / "my-sparse")
-    shutil.copytree(work / "my-photos", work / "my-ngp")
+    write_nerfstudio_scene(work / "my-ngp", photos(20))
     quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
     environment = {**os.environ, **quiet, "XDG_CACHE_HOME": str(folder / "cache")}
     server = CommandServer(folder / "server", environment, {"ns-train": SHORT.split()})

@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_tree_is_the_repositorys() -> None:
-    """Every line of the annotated tree exists, and all folders and modules of the package and all documents are in it."""
+    """Every line of the annotated tree exists; all folders and modules of the package and all documents are in it."""
     block = next(text for text in README.split("```") if "igae_nerfstudio/\n" in text)
     named, folder = set(), ""
     for line in block.splitlines():

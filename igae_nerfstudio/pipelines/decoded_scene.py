@@ -19,6 +19,7 @@ from nerfstudio.models.base_model import Model
 from torch import Tensor
 from torch.nn import Parameter
 
+from igae_nerfstudio import __version__
 from igae_nerfstudio.autoencoder.autoencoder import Decoder
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
@@ -70,7 +71,12 @@ class DecodedScene(Model):
 
     def get_extra_state(self) -> Dict[str, Any]:
         channels = self.scene.config.latent_channels
-        return {"autoencoder": self.architecture, "downscale": self.downscale, "latent_channels": channels}
+        return {
+            "autoencoder": self.architecture,
+            "downscale": self.downscale,
+            "latent_channels": channels,
+            "version": __version__,
+        }
 
     def set_extra_state(self, state: Dict[str, Any]) -> None:
         """Checked by the pipeline before loading."""
