@@ -36,6 +36,9 @@ def runnable_blocks() -> Iterator[tuple[str, str]]:
             yield f"{document.stem}-{number}", block
 
 
+README_ERRORS = DOCUMENTS[0].read_text(encoding="utf-8").split("## When something goes wrong")[1].split("\n## ")[0]
+"""The README's table of errors."""
+
 BLOCKS = dict(runnable_blocks())
 
 
@@ -126,3 +129,22 @@ def test_excerpts_are_the_source() -> None:
             else:
                 assert block == source, path
     assert found >= 4
+
+
+def test_error_messages_are_ours_word_for_word() -> None:
+    """Each quoted message stands in the package's source, unless the table says whose it is."""
+    source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "igae_nerfstudio").rglob("*.py"))
+    source = re.sub(r'"\s*f?"', "", source)  # strings that are broken over lines
+    others = ("Could not find ffmpeg", "Weights only load failed", "NerfAcc will be disabled", "Unrecognized options")
+    rows = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows += README_ERRORS
+    checked = 0
+    for cell in re.findall(r"^\| ([^|]*`[^|]*) \|", rows, re.MULTILINE):
+        if "(Nerfstudio)" in cell or "(torch)" in cell or "(tyro)" in cell or "(nerfacc)" in cell or "Killed" in cell:
+            continue
+        for message in re.findall(r"`([^`]+)`", cell):
+            for part in filter(None, (part.strip(" ;,") for part in message.split("..."))):
+                if not any(other in part for other in others):
+                    assert part in source, part
+                    checked += 1
+    assert checked > 30

@@ -27,7 +27,7 @@ def table(name: str) -> List[Tuple[str, str, str]]:
 
 def leaves(value: Any, key: str = "") -> Iterator[Tuple[str, Any]]:
     """Dotted keys and values of nested dictionaries."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         for name, item in value.items():
             yield from leaves(item, f"{key}.{name}" if key else str(name))
     else:
@@ -123,7 +123,7 @@ def test_training_state_of_an_igae(tmp_path: Path) -> None:
     from igae_nerfstudio.igae.config import load_config
     from igae_nerfstudio.igae.training import IGAETrainer
 
-    small = ["data.max_views=4", "data.view_size=32", "stage1.epochs=1", "stage1.views_per_batch=4"]
+    small = ["data.max_views=4", "stage1.epochs=1", "stage1.views_per_batch=4"]
     more = ["weights.real_perceptual=0", "weights.real_autoencoding=0"]
     config = load_config(ROOT / "configs" / "igae" / "debug.yaml", overrides=small + more)
     trainer = IGAETrainer(config, ROOT / "demo", None, AutoencoderConfig(), tmp_path / "out", tensorboard=False)

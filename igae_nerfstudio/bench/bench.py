@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
 
 import tyro
 
@@ -159,7 +159,7 @@ class MethodBench:
             for worker in workers:
                 worker.close()
 
-    def _worker(self, space: str, size: int):
+    def _worker(self, space: Literal["rgb", "latent"], size: int):
         from igae_nerfstudio.bench.sides import Side
         from igae_nerfstudio.bench.worker import Worker
 

@@ -116,8 +116,9 @@ def read_image(path: Path, scale_factor: float = 1.0) -> UInt8[np.ndarray, "heig
         InputError: the file is missing, truncated or not an image.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as file:
+            file.load()
+            image: Image.Image = file
             if image.mode.startswith("I"):  # 16 or 32 bits of grey: Pillow would clip them at 255
                 grey = np.asarray(image, dtype=np.float64)
                 full = 65535.0 if grey.max(initial=0) > 255 else 255.0

@@ -58,8 +58,8 @@ def _construct_object(loader: yaml.Loader, suffix: str, node: yaml.MappingNode) 
     kind = _find(PACKAGE + suffix)
     instance = kind.__new__(kind)
     yield instance
-    state = loader.construct_mapping(node)
-    if dataclasses.is_dataclass(kind):
+    state: Dict[Any, Any] = loader.construct_mapping(node)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         _fit(kind, state)
     instance.__dict__.update(state)
 

@@ -13,7 +13,7 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, Literal, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, List, Literal, Optional, Tuple, Type, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
 from igae_nerfstudio.engine.progress import PhaseProgress
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
+
+if TYPE_CHECKING:
+    from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline, LatentPipelineConfig
 
 
 def default_device() -> Literal["cuda", "cpu"]:
@@ -230,11 +233,12 @@ class LatentTrainer(SafeTrainer):
     """A trainer whose number of steps follows from the two phases, on one device or several."""
 
     averages_gradients = True
+    pipeline: LatentPipeline
 
     def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         self._configured_iterations = config.max_num_iterations
         self.progress: Optional[PhaseProgress] = None
-        total = config.pipeline.schedule().total_steps
+        total = cast("LatentPipelineConfig", config.pipeline).schedule().total_steps
         if not 0 <= config.max_num_iterations <= total:
             raise InputError(
                 f"--max-num-iterations is {config.max_num_iterations}, but the two phases have {total} steps; leave it "

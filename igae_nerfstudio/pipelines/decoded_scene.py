@@ -52,12 +52,17 @@ class DecodedScene(Model):
         downscale: l.
     """
 
+    focal_range: Tensor
+    """(2,): smallest and largest focal length of the training cameras, in pixels."""
+
     def __init__(
-        self, scene: Model, decoder: Decoder, normalizer: LatentNormalizer, architecture: str, downscale: int
+        self, scene: Any, decoder: Decoder, normalizer: LatentNormalizer, architecture: str, downscale: int
     ) -> None:
         super().__init__(scene.config, scene.scene_box, scene.num_train_data)
-        self.scene = scene
-        self.decoder = decoder.to(memory_format=torch.channels_last)  # a quarter faster on CPUs, and on tensor cores
+        self.scene: Any = scene  # Nerfstudio's model under a `LatentModel`
+        self.decoder: Decoder = decoder.to(
+            memory_format=torch.channels_last
+        )  # a quarter faster on CPUs, and on tensor cores
         self.normalizer = normalizer
         self.preview = LatentPreview(scene.config.latent_channels)
         self.architecture = architecture

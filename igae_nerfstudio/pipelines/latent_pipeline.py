@@ -125,14 +125,15 @@ class LatentPipeline(VanillaPipeline):
         else:
             decoder = decoder_from_architecture(config.autoencoder.architecture)
         latent_channels, downscale = _shape_of(config.autoencoder.architecture)
-        config.model.latent_channels = latent_channels
+        scene_config: Any = config.model
+        scene_config.latent_channels = latent_channels
 
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
         self.autoencoder = autoencoder
         self.image_metrics = ImageMetrics()
         self.phase = self.schedule.phase(0)
-        self._model = DecodedScene(
+        self._model = DecodedScene(  # type: ignore[abstract]  # losses and metrics are computed here
             scene=self._model,
             decoder=decoder,
             normalizer=LatentNormalizer(latent_channels, config.latent_normalization),

@@ -36,10 +36,12 @@ def test_in_a_step_it_is_finished_and_kept(
     trainer.setup()
     whole = trainer.pipeline.get_train_loss_dict
 
-    def interrupted(current: int):
-        if current == step:
+    at = step
+
+    def interrupted(step: int):
+        if step == at:
             os.kill(os.getpid(), signal.SIGINT)
-        return whole(current)
+        return whole(step)
 
     monkeypatch.setattr(trainer.pipeline, "get_train_loss_dict", interrupted)
     with pytest.raises(SystemExit) as end:
@@ -68,11 +70,11 @@ def test_twice_in_a_step_names_the_checkpoint_before(
     trainer.setup()
     whole = trainer.pipeline.get_train_loss_dict
 
-    def interrupted(current: int):
-        if current == 4:
+    def interrupted(step: int):
+        if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        return whole(current)
+        return whole(step)
 
     monkeypatch.setattr(trainer.pipeline, "get_train_loss_dict", interrupted)
     with pytest.raises(SystemExit):
