@@ -1,5 +1,5 @@
 # make demo    train, evaluate and film a small latent NeRF (about 5 minutes on 2 cores after the install)
-# make test    lint and test; the same as .ci/run
+# make test    lint, types and tests; the same as .ci/run
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed

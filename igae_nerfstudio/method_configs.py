@@ -25,6 +25,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from igae_nerfstudio.data.latent_datamanager import LatentDataManagerConfig
+from igae_nerfstudio.engine.old_runs import read_own_classes
 from igae_nerfstudio.engine.optimizers import FusedAdamOptimizerConfig
 from igae_nerfstudio.engine.trainer import LatentTrainerConfig, SafeTrainerConfig
 from igae_nerfstudio.models.instant_ngp import LatentInstantNGPConfig
@@ -35,6 +36,8 @@ from igae_nerfstudio.models.tensorf import LatentTensoRFConfig
 from igae_nerfstudio.models.triplanes import LatentTriPlanesConfig
 from igae_nerfstudio.models.vanilla_nerf import LatentVanillaNeRFConfig
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipelineConfig
+
+read_own_classes()  # every command of Nerfstudio imports this module before it reads a run's config.yml
 
 Optimizers = Dict[str, Any]
 """Nerfstudio's optimizer section: parameter group -> {"optimizer": config, "scheduler": config or None}."""

@@ -55,10 +55,10 @@ class Decoder(nn.Module):
     Forward takes latents (B, c, h, w) and returns images (B, 3, l h, l w), about [0, 1], not clamped.
     """
 
-    def __init__(self, autoencoder: nn.Module) -> None:
+    def __init__(self, autoencoder: Any) -> None:
         super().__init__()
-        self.post_quant_conv = getattr(autoencoder, "post_quant_conv", None) or nn.Identity()
-        self.decoder = autoencoder.decoder
+        self.post_quant_conv: nn.Module = getattr(autoencoder, "post_quant_conv", None) or nn.Identity()
+        self.decoder: nn.Module = autoencoder.decoder
 
     def forward(self, latents: Tensor) -> Tensor:
         return (self.decoder(self.post_quant_conv(latents)) + 1) / 2
@@ -75,7 +75,7 @@ class Autoencoder:
     """
 
     def __init__(self, module: nn.Module, precision: Literal["float32", "bfloat16"] = "float32") -> None:
-        self.module = module.eval().requires_grad_(False)
+        self.module: Any = module.eval().requires_grad_(False)
         self.precision = precision
         self.latent_channels: int = module.config["latent_channels"]
         self.downscale = downscale_of(module.config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable, List
+from typing import Any, Iterable, List
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     return matrices
 
 
-def inner_convolutions(autoencoder: nn.Module) -> List[Parameter]:
+def inner_convolutions(autoencoder: Any) -> List[Parameter]:
     """The weights of all convolutions of a diffusers autoencoder but the one that reads and the one that writes
     pictures."""
     reads = _convolutions(autoencoder.encoder)[0]
@@ -72,5 +72,5 @@ def inner_convolutions(autoencoder: nn.Module) -> List[Parameter]:
     return [conv.weight for conv in _convolutions(autoencoder) if conv is not reads and conv is not writes]
 
 
-def _convolutions(module: nn.Module) -> List[nn.Conv2d]:
+def _convolutions(module: nn.Module) -> List[Any]:
     return [part for part in module.modules() if isinstance(part, nn.Conv2d)]

@@ -13,6 +13,11 @@ class LatentPreview(nn.Module):
     Fitted once per scene (or training), so that all frames of a video and all positions of the viewer share it.
     """
 
+    projection: Tensor
+    """(c, 3)."""
+    offset: Tensor
+    """(3,)."""
+
     def __init__(self, latent_channels: int) -> None:
         super().__init__()
         self.register_buffer("projection", torch.zeros(latent_channels, 3))

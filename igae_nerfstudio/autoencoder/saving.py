@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ def save_autoencoder(folder: Path, module: nn.Module, texts: Optional[Dict[str, 
         texts: further files, contents by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plain = copy.deepcopy(module).to("cpu").to(memory_format=torch.contiguous_format)
+    plain: Any = copy.deepcopy(module).to("cpu").to(memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
         new = Path(name)
         plain.save_pretrained(new)

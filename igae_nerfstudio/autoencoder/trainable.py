@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Literal, Tuple
+from typing import Any, Iterator, Literal, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class TrainableAutoencoder(nn.Module):
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
-        self.module = autoencoder.module.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.module: Any = autoencoder.module.requires_grad_(True).to(memory_format=torch.channels_last)
         self.latent_channels = autoencoder.latent_channels
         self.downscale = autoencoder.downscale
 
@@ -60,6 +60,7 @@ class TrainableAutoencoder(nn.Module):
         """
         last, first = self._convolutions_at_latents()
         matrix = matrix.to(last.weight.device, torch.float64)
+        assert last.bias is not None
         for values in (last.weight, last.bias):
             values.copy_(torch.einsum("ij,j...->i...", matrix, values.double()))
         inverse = torch.linalg.inv(matrix)

@@ -162,7 +162,7 @@ class MethodBench:
             for worker in workers:
                 worker.close()
 
-    def _worker(self, space: str, size: int):
+    def _worker(self, space: Literal["rgb", "latent"], size: int):
         from igae_nerfstudio.bench.sides import Side
         from igae_nerfstudio.bench.worker import Worker
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from igae_nerfstudio.bench.sides import PAPER_MILLISECONDS, PAPER_MINUTES
 
@@ -81,13 +81,13 @@ def _ratio(rgb: Optional[Dict[str, Any]], latent: Optional[Dict[str, Any]]) -> s
     return f"**{rgb['median'] / latent['median']:.2f}**" if rgb and latent else "-"
 
 
-def _paper(table: Dict[str, Tuple[float, float]], method: str, size: int) -> str:
+def _paper(table: Mapping[str, Tuple[float, float]], method: str, size: int) -> str:
     rgb, latent = table[method]
     return f"{rgb / latent:.2f}" if size == 128 else "-"
 
 
 def _training_rows(results: Any) -> List[Tuple[str, ...]]:
-    rows = []
+    rows: List[Tuple[str, ...]] = []
     for method, size in _methods_and_sizes(results, "step"):
         steps = [
             results.get(method, space, size, phase, "step")
@@ -100,7 +100,7 @@ def _training_rows(results: Any) -> List[Tuple[str, ...]]:
 
 
 def _picture_rows(results: Any) -> List[Tuple[str, ...]]:
-    rows = []
+    rows: List[Tuple[str, ...]] = []
     for method, size in _methods_and_sizes(results, "picture"):
         rgb, latent = (results.get(method, space, size, "rendering", "picture") for space in ("rgb", "latent"))
         decode = results.get(method, "latent", size, "rendering", "decode")
@@ -110,7 +110,7 @@ def _picture_rows(results: Any) -> List[Tuple[str, ...]]:
 
 
 def _throughput_rows(results: Any) -> List[Tuple[str, ...]]:
-    rows = []
+    rows: List[Tuple[str, ...]] = []
     for record in results.records:
         if record["metric"] == "rays":
             key = [record[name] for name in ("method", "space", "size", "phase")]
@@ -129,7 +129,7 @@ def _size_rows(results: Any) -> List[Tuple[str, ...]]:
 
 
 def _psnr_rows(results: Any) -> List[Tuple[str, ...]]:
-    rows = []
+    rows: List[Tuple[str, ...]] = []
     for record in results.records:
         if record["phase"] != "short schedule" or record["space"] != "latent":
             continue

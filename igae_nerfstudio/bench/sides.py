@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.configs.method_configs import method_configs as nerfstudio_methods
@@ -110,7 +110,7 @@ def trainer_config(side: Side) -> TrainerConfig:
     return config
 
 
-def _rgb_config(method: str) -> TrainerConfig:
+def _rgb_config(method: str) -> Any:
     if method == "kplanes":  # which Nerfstudio lacks
         return deepcopy(method_configs.igae_kplanes_rgb.config)
     config = deepcopy(nerfstudio_methods[method])

@@ -279,7 +279,7 @@ class Worker:
     def replace(self) -> Worker:
         """A new process in the place of this one, as if nothing had happened."""
         self.close()
-        self.__init__(self.side)
+        self.__init__(self.side)  # type: ignore[misc]  # of this very class
         return self.ready()
 
     def __call__(self, command: str, *arguments: Any) -> Any:

@@ -71,7 +71,7 @@ class LatentCache:
 
     def latents(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Tensor] | Tensor,
         names: Sequence[str],
         track: Callable[[Iterable[int]], Iterable[int]] = iter,
     ) -> tuple[list[Tensor], CacheReport]:

@@ -71,7 +71,7 @@ def latent_view(camera: Cameras, downscale: int, focal_range: tuple[float, float
     """
     camera = deepcopy(camera).reshape((1,))
     size = (int(camera.height), int(camera.width))
-    scale = tuple(_scale_to_range(float(focal), focal_range) for focal in (camera.fy, camera.fx))
+    scale = (_scale_to_range(float(camera.fy), focal_range), _scale_to_range(float(camera.fx), focal_range))
     down, across = (s / downscale for s in scale)
     camera.fy, camera.cy = camera.fy * down, camera.cy * down
     camera.fx, camera.cx = camera.fx * across, camera.cx * across

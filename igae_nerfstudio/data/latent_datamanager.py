@@ -31,10 +31,13 @@ from tyro.conf import Suppress
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
 from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.data.dataset_hints import hint
 from igae_nerfstudio.data.latent_cache import LatentCache, default_cache_dir
 from igae_nerfstudio.data.latent_cameras import latent_cameras
+from igae_nerfstudio.data.memory import check_split_fits
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
 from igae_nerfstudio.data.scene_record import SceneRecordConfig, recorded_dataset, save_scene_record
+from igae_nerfstudio.engine.interruption import stopped
 from igae_nerfstudio.errors import InputError
 
 BACKGROUND_COLOURS = {"white": torch.ones(3), "black": torch.zeros(3)}
@@ -235,11 +238,19 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return self._eval_split
 
     def _encode(self, dataset: PhotoDataset, what: str) -> LatentSplit:
+        size = (int(dataset.cameras.height[0]), int(dataset.cameras.width[0]))
+        check_split_fits(len(dataset), size, self._autoencoder, self.device)
         photos = self._read_photos(dataset, what)
         cache = LatentCache(self.config.latent_cache_dir or default_cache_dir(), self._autoencoder)
         names = [str(path) for path in dataset.image_filenames]
         progress = partial(track, description=f"Encoding {what} images", transient=True, console=CONSOLE)
-        latents, report = cache.latents(photos, names, progress)
+        try:
+            latents, report = cache.latents(photos, names, progress)
+        except KeyboardInterrupt:
+            raise stopped(
+                f"while encoding {what} images: those that are done stay in {cache.directory}; the same command goes "
+                "on from there"
+            ) from None
         say(f"{what.capitalize()} images: {report}; cache: {cache.directory}")
         for name in report.damaged:
             warn(f"The cached latents of {name} were damaged and have been made again.")
@@ -250,9 +261,10 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             )
         cameras = latent_cameras(dataset.cameras, self._autoencoder.downscale)
         rays = stack_rays([cameras.generate_rays(camera_indices=i, keep_shape=True) for i in range(len(dataset))])
-        return LatentSplit(torch.stack(photos), torch.stack(latents).to(self.device), rays.to(self.device))
+        return LatentSplit(photos, torch.stack(latents).to(self.device), rays.to(self.device))
 
-    def _read_photos(self, dataset: PhotoDataset, what: str) -> List[Tensor]:
+    def _read_photos(self, dataset: PhotoDataset, what: str) -> Tensor:
+        """All photos (N, H, W, 3), uint8; none exists twice."""
         sizes = torch.cat([dataset.cameras.height, dataset.cameras.width], dim=-1)
         odd = (sizes != sizes[0]).any(dim=-1).nonzero().flatten().tolist()
         if odd:
@@ -261,9 +273,16 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
                 f"the {what} images have different sizes: {dataset.image_filenames[odd[0]]} gives {w} x {h} pixels "
                 f"and {dataset.image_filenames[0]} {w0} x {h0}; resize or crop them to one size"
             )
+        photos = torch.empty((len(dataset), *sizes[0].tolist(), 3), dtype=torch.uint8)
+
+        def read(index: int) -> None:
+            photos[index] = dataset.get_image_uint8(index)
+
         with ThreadPoolExecutor(max_workers=4) as executor:
-            reads = executor.map(dataset.get_image_uint8, range(len(dataset)))
-            return list(track(reads, f"Reading {what} images", total=len(dataset), transient=True, console=CONSOLE))
+            reads = executor.map(read, range(len(dataset)))
+            for _ in track(reads, f"Reading {what} images", total=len(dataset), transient=True, console=CONSOLE):
+                pass
+        return photos
 
     # Batches -------------------------------------------------------------------------------------------------
 
@@ -355,6 +374,9 @@ def _reading(config: LatentDataManagerConfig, split: str) -> Iterator[None]:
         yield
     except Exception as error:
         parser = config.dataparser._target.__name__
+        better = hint(Path(config.data or config.dataparser.data), parser)
+        if better is not None:
+            raise InputError(better) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{parser} cannot read the split '{split}' of {config.data or config.dataparser.data}: {reason}; check the "

@@ -48,6 +48,12 @@ class PhotoDataset(InputDataset):
         background_colour: Optional[Tensor] = None,
         photos_missing: bool = False,
     ) -> None:
+        if dataparser_outputs.cameras.camera_to_worlds.shape[-2:] != (3, 4):
+            raise InputError(
+                "the dataparser has lost the camera's position in a split of one image (Nerfstudio's "
+                "`instant-ngp-data` does); give each split two or more, for instance with --train-split-fraction 0.8 "
+                "after `instant-ngp-data`"
+            )
         # Shares nothing with the dataparser's own object, whose cameras stay distorted.
         super().__init__(replace(dataparser_outputs, mask_filenames=None), scale_factor)
         self.photos_missing = photos_missing
@@ -55,7 +61,7 @@ class PhotoDataset(InputDataset):
         if colour is None:
             colour = torch.ones(3) if background_colour is None else background_colour
         self.background_colour: Tensor = torch.as_tensor(colour, dtype=torch.float32).cpu()
-        if self.cameras.shape == ():  # `instant-ngp-data` squeezes a split of one image
+        if self.cameras.shape == ():
             self.cameras = self.cameras.reshape((1,))
         self._file_sizes = [(int(h), int(w)) for h, w in torch.cat([self.cameras.height, self.cameras.width], -1)]
         self._undistortions = [undistortion_of(self.cameras, i) for i in range(len(self))]
@@ -110,8 +116,9 @@ def read_image(path: Path, scale_factor: float = 1.0) -> UInt8[np.ndarray, "heig
         InputError: the file is missing, truncated or not an image.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as file:
+            file.load()
+            image: Image.Image = file
             if image.mode.startswith("I"):  # 16 or 32 bits of grey: Pillow would clip them at 255
                 grey = np.asarray(image, dtype=np.float64)
                 full = 65535.0 if grey.max(initial=0) > 255 else 255.0

@@ -16,7 +16,6 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
-from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import write_atomically
@@ -83,7 +82,7 @@ class SceneRecord(DataParser):
         if split not in saved:
             raise InputError(f"the dataset had no split '{split}' when the run was trained, only {', '.join(saved)}")
         outputs = dict(saved[split])
-        cameras: Dict[str, Optional[Tensor]] = outputs.pop("cameras")
+        cameras: Dict[str, Any] = outputs.pop("cameras")
         return DataparserOutputs(
             cameras=Cameras(**cameras),
             image_filenames=[Path(name) for name in outputs.pop("image_filenames")],

@@ -13,12 +13,13 @@ import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, Literal, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, List, Literal, Optional, Tuple, Type, cast
 
 import numpy as np
 import torch
 import yaml
 from nerfstudio.configs.experiment_config import MachineConfig
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms
@@ -27,10 +28,15 @@ from nerfstudio.utils.misc import step_check
 from torch import Tensor
 
 from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.engine.interruption import WholeSteps, stopped
+from igae_nerfstudio.engine.port import check_port
 from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
 from igae_nerfstudio.engine.progress import PhaseProgress
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
+
+if TYPE_CHECKING:
+    from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline, LatentPipelineConfig
 
 
 def default_device() -> Literal["cuda", "cpu"]:
@@ -59,7 +65,30 @@ class SafeTrainer(Trainer):
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         if self.world_size > 1 and not self.averages_gradients:
             raise InputError(f"{self.config.method_name} trains on one device; leave --machine.num-devices at 1")
-        super().setup(test_mode)
+        if self.config.is_viewer_enabled() and self.config.viewer.websocket_port is not None and self.local_rank == 0:
+            check_port(self.config.viewer.websocket_port)
+        try:
+            super().setup(test_mode)
+        except KeyboardInterrupt:
+            raise stopped("before the first step: photos that are already encoded stay in the latent cache") from None
+        self._watch_steps()
+
+    def _watch_steps(self) -> None:
+        """Tell `self.steps` where a step begins, before all other callbacks, and where it ends, after all others."""
+        self.steps = WholeSteps()
+        self._last_done = self._start_step - 1
+
+        def begin(step: int) -> None:
+            self.steps.begin()
+
+        def end(step: int) -> None:
+            self._last_done = step
+            self.steps.end()
+
+        before, after = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN_ITERATION
+        first = TrainingCallback(where_to_run=[before], update_every_num_iters=1, func=begin)
+        last = TrainingCallback(where_to_run=[after], update_every_num_iters=1, func=end)
+        self.callbacks = [first, *self.callbacks, last]
 
     # Training ------------------------------------------------------------------------------------------------
 
@@ -72,9 +101,33 @@ class SafeTrainer(Trainer):
         configured = self.config.max_num_iterations
         self.config.max_num_iterations = remaining  # Nerfstudio counts from the resumed step
         try:
-            super().train()
+            with self.steps:
+                super().train()
+        except KeyboardInterrupt:
+            if self._last_done + 1 < self.total_steps():
+                raise self._stopped() from None
+            say(f"Closed by ctrl-C; the finished run is {self.base_dir}")
         finally:
             self.config.max_num_iterations = configured
+
+    def _stopped(self) -> SystemExit:
+        """Keep the last whole step and name it."""
+        kept = self.checkpoints()
+        whole = not self.steps.inside and self._last_done >= self._start_step
+        if whole and self._last_done not in [step for step, _ in kept]:
+            self.save_checkpoint(self._last_done)
+            kept = self.checkpoints()
+        if not kept:
+            return stopped(f"{self._where()}: no step was done, nothing is kept but the latent cache")
+        step, path = kept[-1]
+        return stopped(
+            f"{self._where()}: the state after step {step} is kept in {path}. Go on with the same command and "
+            f"--load-dir {self.checkpoint_dir}"
+        )
+
+    def _where(self) -> str:
+        """Where the training is, for a message."""
+        return f"in step {self.step}"
 
     def train_iteration(self, step: int) -> Tuple[Tensor, Dict[str, Tensor], Dict[str, Tensor]]:
         loss, losses, metrics = super().train_iteration(step)
@@ -180,12 +233,14 @@ class LatentTrainer(SafeTrainer):
     """A trainer whose number of steps follows from the two phases, on one device or several."""
 
     averages_gradients = True
+    pipeline: LatentPipeline
 
     def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         self._configured_iterations = config.max_num_iterations
         self.progress: Optional[PhaseProgress] = None
-        config.pipeline.resolve()
-        total = config.pipeline.schedule().total_steps
+        pipeline = cast("LatentPipelineConfig", config.pipeline)
+        pipeline.resolve()
+        total = pipeline.schedule().total_steps
         if not 0 <= config.max_num_iterations <= total:
             raise InputError(
                 f"--max-num-iterations is {config.max_num_iterations}, but the two phases have {total} steps; leave it "
@@ -205,6 +260,9 @@ class LatentTrainer(SafeTrainer):
         if self.world_size == 1:
             return super().setup_optimizers()
         return AveragedOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
+
+    def _where(self) -> str:
+        return f"in {self.pipeline.phase.value}"
 
     # What a run leaves to look at, with a logger or without ---------------------------------------------------
 

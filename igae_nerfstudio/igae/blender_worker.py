@@ -35,7 +35,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import numpy as np
 from PIL import Image
@@ -125,7 +125,7 @@ def render_job(job: dict[str, Any], on_view: Callable[[], None]) -> tuple[list[f
             pixels = np.asarray(image.convert("RGBA"))
         target = folder / f"{view['image']}.{job['format']}"
         # `exact` keeps the colour of clear pixels. Blender's file has the date in it: pixels only go on.
-        options = {"lossless": True, "exact": True} if job["format"] == "webp" else {}
+        options: Dict[str, Any] = {"lossless": True, "exact": True} if job["format"] == "webp" else {}
         Image.fromarray(pixels).save(target, **options)
         if surface is not None:
             depth = depth_picture(surface, np.array(view["pose"]), job["camera_angle_x"], pixels[..., 3] > 0)

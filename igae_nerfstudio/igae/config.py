@@ -216,14 +216,14 @@ def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = 
     """A dataclass from nested dictionaries, strictly; what they leave out is as in `default`, or in a new one."""
     default = kind() if default is None else default
     hints = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]
+    names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]  # T is a dataclass
     values: Dict[str, Any] = {}
     for key, value in entries.items():
         if key not in names:
             close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
             raise InputError(f"{where}: there is no setting '{prefix}{key}'; the nearest is '{prefix}{close[0]}'")
         hint = hints[key]
-        if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             if not isinstance(value, dict):
                 raise InputError(f"{where}: '{prefix}{key}' must be a group of settings, and is {value!r}")
             values[key] = from_dict(hint, value, where, f"{prefix}{key}.", getattr(default, key))

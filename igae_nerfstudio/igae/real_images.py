@@ -162,7 +162,7 @@ def random_crop(path: Path, size: int, seed: tuple[int, ...]) -> np.ndarray:
         full = np.array(image.size)
         shorter = int(full.min())
         side = size * (shorter / size) ** min(1.0, 2 * scale) if shorter > size else float(shorter)
-        corner = (x, y) * (full - side)
+        corner = np.array((x, y)) * (full - side)
         # A JPEG is decoded at a half, a quarter or an eighth of its size where the crop is shrunk by more than that.
         image.draft(None, tuple(np.ceil(full * size / side).astype(int).tolist()))
         image.load()

@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Literal, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -369,7 +369,7 @@ class IGAETrainer:
                 losses, weights = self.stage1_losses(batch), self._stage1_weights()
             else:
                 losses, weights = {**self.scene_losses(batch), **self.real_losses()}, self._stage2_weights()
-        total = sum(weights[name] * value for name, value in losses.items())
+        total: Tensor = sum((weights[name] * value for name, value in losses.items()), start=torch.zeros(()))
         self._stop_at_nan(total, losses)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -548,11 +548,14 @@ class IGAETrainer:
         optimizers: List[torch.optim.Optimizer] = []
         if self.stage == 2:
             convolutions: List[nn.Parameter] = []
-            if settings.convolutions_lr is not None:
+            stage2 = self.config.stage2
+            if stage2.convolutions_lr is not None:
                 convolutions = inner_convolutions(self.autoencoder.module)
-                optimizers.append(OrthogonalMomentum(convolutions, lr=settings.convolutions_lr))
+                optimizers.append(OrthogonalMomentum(convolutions, lr=stage2.convolutions_lr))
             taken = {id(weight) for weight in convolutions}
-            for half, lr in (("encoder", settings.encoder_lr), ("decoder", settings.decoder_lr)):
+            halves: Tuple[Tuple[Literal["encoder", "decoder"], float], ...]
+            halves = (("encoder", stage2.encoder_lr), ("decoder", stage2.decoder_lr))
+            for half, lr in halves:
                 params = [weight for weight in self.autoencoder.parameters_of(half) if id(weight) not in taken]
                 groups.append({"name": half, "params": params, "lr": lr})
         optimizers.append(torch.optim.Adam(groups, betas=(0.9, 0.99)))

@@ -9,7 +9,7 @@ ray, c latent channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ class TriPlaneRenderer(nn.Module):
     @torch.no_grad()
     def change_latents(self, matrix: Tensor) -> None:
         """Render 1/2 + matrix (y - 1/2) of what were latents y: a map (c, c) of the last layer's heads."""
-        last = self.decoder[-1]
+        last: Any = self.decoder[-1]
         for values in (last.weight, last.bias):
             values[1:] = torch.einsum(
                 "ij,j...->i...", matrix.to(values.device, torch.float64), values[1:].double()

@@ -190,7 +190,8 @@ class KPlanesField(Field):
 
     def planes(self) -> List[Parameter]:
         """All planes by scale, then xy, xz, yz; shapes (feature_dim, points on 2nd axis, on 1st axis)."""
-        return [plane for encoding in self.encodings for plane in encoding.plane_coefs]
+        encodings: Any = self.encodings
+        return [plane for encoding in encodings for plane in encoding.plane_coefs]
 
     def plane_features(self, coordinates: Tensor) -> Tensor:
         """Product of the three plane features (eq. 1, 2), the scales concatenated.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Type
+from typing import Any, Dict, Type
 
 from igae_nerfstudio.models.kplanes import KPlanesField, KPlanesModel, KPlanesModelConfig
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
@@ -22,7 +22,7 @@ class LatentKPlanes(LatentModel, KPlanesModel):
     config: LatentKPlanesConfig
 
     def make_field(self) -> KPlanesField:
-        latent_head = {"out_channels": self.config.latent_channels, "output_activation": None}
+        latent_head: Dict[str, Any] = {"out_channels": self.config.latent_channels, "output_activation": None}
         return KPlanesField(**self.field_arguments(), **latent_head)
 
     def adapt_field(self, latent_channels: int) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Dict, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, Iterator
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -46,8 +46,12 @@ class LatentModelConfig:
                 setattr(self, name, value)
 
 
-class LatentModel:
+class LatentModel(Model if TYPE_CHECKING else object):
     """Mixin: renders `latent_channels` channels instead of colours, with the model's own loss on them."""
+
+    config: Any
+    field: Any
+    renderer_rgb: Any
 
     latent_output: ClassVar[str] = "latent"
     """The output that is decoded (vanilla NeRF renders a coarse one as well)."""
@@ -104,8 +108,9 @@ def without_lpips() -> Iterator[None]:
     Every stock model builds one, which downloads AlexNet and stores it in each checkpoint. Evaluation has its
     own, loaded when it is first needed (`pipelines/image_metrics.py`).
     """
-    import torchmetrics.image.lpip as module
+    import torchmetrics.image.lpip
 
+    module: Any = torchmetrics.image.lpip
     original = module.LearnedPerceptualImagePatchSimilarity
     module.LearnedPerceptualImagePatchSimilarity = lambda *args, **kwargs: nn.Identity()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Type
+from typing import Any, Dict, Literal, Type
 
 import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
@@ -26,7 +26,7 @@ class LatentTensoRFConfig(LatentModelConfig, TensoRFModelConfig):
     """Nerfstudio's TensoRF, rendering latents."""
 
     _target: Type = field(default_factory=lambda: LatentTensoRF)
-    regularization: str = "tv"
+    regularization: Literal["none", "l1", "tv"] = "tv"
     """Total variation, as in Nerfstudio's `tensorf` method."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
 

@@ -28,6 +28,8 @@ class LatentVanillaNeRF(LatentModel, NeRFModel):
     """Coarse and fine MLP with linear heads of c channels; the fine render is the one that is decoded."""
 
     config: LatentVanillaNeRFConfig
+    field_coarse: Any
+    field_fine: Any
     reconstruction_loss = "latent_loss_fine"
 
     def adapt_field(self, latent_channels: int) -> None:

@@ -19,6 +19,7 @@ from nerfstudio.models.base_model import Model
 from torch import Tensor
 from torch.nn import Parameter
 
+from igae_nerfstudio import __version__
 from igae_nerfstudio.autoencoder.autoencoder import Decoder
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
@@ -51,12 +52,17 @@ class DecodedScene(Model):
         downscale: l.
     """
 
+    focal_range: Tensor
+    """(2,): smallest and largest focal length of the training cameras, in pixels."""
+
     def __init__(
-        self, scene: Model, decoder: Decoder, normalizer: LatentNormalizer, architecture: str, downscale: int
+        self, scene: Any, decoder: Decoder, normalizer: LatentNormalizer, architecture: str, downscale: int
     ) -> None:
         super().__init__(scene.config, scene.scene_box, scene.num_train_data)
-        self.scene = scene
-        self.decoder = decoder.to(memory_format=torch.channels_last)  # a quarter faster on CPUs, and on tensor cores
+        self.scene: Any = scene  # Nerfstudio's model under a `LatentModel`
+        self.decoder: Decoder = decoder.to(
+            memory_format=torch.channels_last
+        )  # a quarter faster on CPUs, and on tensor cores
         self.normalizer = normalizer
         self.preview = LatentPreview(scene.config.latent_channels)
         self.architecture = architecture
@@ -70,7 +76,12 @@ class DecodedScene(Model):
 
     def get_extra_state(self) -> Dict[str, Any]:
         channels = self.scene.config.latent_channels
-        return {"autoencoder": self.architecture, "downscale": self.downscale, "latent_channels": channels}
+        return {
+            "autoencoder": self.architecture,
+            "downscale": self.downscale,
+            "latent_channels": channels,
+            "version": __version__,
+        }
 
     def set_extra_state(self, state: Dict[str, Any]) -> None:
         """Checked by the pipeline before loading."""

@@ -80,9 +80,13 @@ class FinishedRun:
         return photo_of(self.dataset, view)
 
     @torch.no_grad()
+    def outputs(self, camera: Cameras) -> Dict[str, Tensor]:
+        """All that the model renders for a camera of batch shape (1,)."""
+        return self.pipeline.model.get_outputs_for_camera(camera.to(self.pipeline.device))
+
     def render(self, camera: Cameras) -> Tensor:
         """A picture (H, W, 3) in [0, 1] of a camera of batch shape (1,), on the CPU."""
-        return rendered_rgb(self.pipeline.model.get_outputs_for_camera(camera.to(self.pipeline.device))).cpu()
+        return rendered_rgb(self.outputs(camera)).cpu()
 
     def pictures(self, cameras: Cameras) -> List[np.ndarray]:
         """Renders (H, W, 3), uint8, of cameras (n,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ class ImageMetrics:
         prediction, target = (image.permute(2, 0, 1)[None].float() for image in (prediction, target))
         metrics = {"psnr": float(-10 * torch.log10(torch.mean((prediction - target) ** 2).clamp(min=1e-12)))}
         if min(target.shape[-2:]) >= SSIM_WINDOW:
-            metrics["ssim"] = float(structural_similarity_index_measure(prediction, target, data_range=1.0))
+            ssim: Any = structural_similarity_index_measure(prediction, target, data_range=1.0)
+            metrics["ssim"] = float(ssim)
         if target.shape[1] == 3 and (lpips := self._load_lpips(target.device)) is not None:
             metrics["lpips"] = float(lpips(prediction.clamp(0, 1), target.clamp(0, 1)))
         return {prefix + name: value for name, value in metrics.items()}

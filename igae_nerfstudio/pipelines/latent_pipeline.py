@@ -25,6 +25,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import Parameter
 
+from igae_nerfstudio import __version__
 from igae_nerfstudio.autoencoder.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
@@ -38,12 +39,15 @@ from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.data.latent_datamanager import (
     LatentDataManager,
     LatentDataManagerConfig,
+    LatentSplit,
 )
+from igae_nerfstudio.data.memory import LARGE_STEP, SHARE, check_fits, kept_bytes
 from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
+from igae_nerfstudio.pipelines.finished_commands import prepare_command
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 from igae_nerfstudio.pipelines.settings import apply_settings
 
@@ -130,6 +134,8 @@ class LatentPipeline(VanillaPipeline):
     ) -> None:
         del world_size, local_rank  # of no concern to a pipeline whose gradients the trainer averages
         config.resolve()
+        if test_mode != "val":
+            prepare_command()
         self.schedule = config.schedule()
         autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
         if autoencoder is not None:
@@ -138,7 +144,8 @@ class LatentPipeline(VanillaPipeline):
         else:
             decoder = decoder_from_architecture(config.autoencoder.architecture)
         latent_channels, downscale = _shape_of(config.autoencoder.architecture)
-        config.model.latent_channels = latent_channels
+        scene_config: Any = config.model
+        scene_config.latent_channels = latent_channels
 
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
@@ -146,7 +153,7 @@ class LatentPipeline(VanillaPipeline):
         self.image_metrics = ImageMetrics()
         self.phase = self.schedule.phase(0)
         self._margin: Optional[int] = None
-        self._model = DecodedScene(
+        self._model = DecodedScene(  # type: ignore[abstract]  # losses and metrics are computed here
             scene=self._model,
             decoder=decoder,
             normalizer=LatentNormalizer(latent_channels, config.latent_normalization),
@@ -168,6 +175,20 @@ class LatentPipeline(VanillaPipeline):
         colour = self.datamanager.train_dataset.background_colour
         background = self.autoencoder.encode_colour(colour).to(self.device)
         model.scene.set_background(model.normalizer.normalize(background))
+        if self.datamanager.get_train_rays_per_batch() >= LARGE_STEP:
+            self._check_step_fits(split)
+
+    def _check_step_fits(self, split: LatentSplit) -> None:
+        """Try a small part of a step; raises InputError where the whole needs more memory than is free."""
+        count = self.datamanager.get_train_rays_per_batch()
+        with torch.random.fork_rng():
+            rays = split.rays[:1].flatten()
+            rays = rays[torch.arange(0, len(rays), SHARE, device=rays.origins.device)]
+            of_scene = kept_bytes(self.model, lambda: self.model.scene(rays))[0] * count / len(rays)
+            tile = self.model.normalizer.normalize(split.latents[:1, :8, :8])
+            of_decoder = kept_bytes(self.model, lambda: self.model.decode(tile))[0] * count / tile[..., 0].numel()
+        # As much again goes for gradients on the way back, but not all at once.
+        check_fits(1.5 * (of_scene + of_decoder), self.device, f"steps of {count} latent rays")
 
     # Training ------------------------------------------------------------------------------------------------
 
@@ -348,7 +369,15 @@ class LatentPipeline(VanillaPipeline):
                     "--pipeline.autoencoder.name-or-path"
                 )
         self.phase = self.schedule.phase(step)
-        super().load_pipeline(loaded_state, step)
+        try:
+            super().load_pipeline(loaded_state, step)
+        except RuntimeError as error:  # torch lists keys and shapes, one a line
+            version = saved.get("version", "an earlier version")
+            raise InputError(
+                f"the checkpoint does not fit the model ({' '.join(str(error).split())[:200]} ...); it was written by "
+                f"igae-nerfstudio {version}, and this is {__version__}: pass the model options that it was trained "
+                "with, or install that version"
+            ) from error
 
 
 def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> Optional[Autoencoder]:

@@ -126,7 +126,7 @@ def test_dataparsers_of_every_kind_give_batches(parser: str, tmp_path: Path, aut
     if parser == "blender":
         scene = write_blender_scene(tmp_path / "s", size=(44, 52))
     else:
-        pictures = [smooth_picture(45, 70, 3) for _ in range(12)]
+        pictures = [smooth_picture(45, 70, 3) for _ in range(20)]  # `instant-ngp-data` errs where a split has one
         lens = {"k1": 0.05, "k2": -0.02, "p1": 1e-3, "p2": 0.0, "aabb_scale": 2, "camera_angle_x": 1.0}
         scene = write_nerfstudio_scene(tmp_path / "s", pictures, **lens)
     config = latent_config("tensorf", scene, autoencoder_dir, tmp_path)
@@ -141,3 +141,13 @@ def test_dataparsers_of_every_kind_give_batches(parser: str, tmp_path: Path, aut
     assert rays.shape == batch["latent"].shape[:3] == (2, -(-height // 8), -(-width // 8))
     _, losses, _ = pipeline.get_train_loss_dict(0)
     assert bool(sum(losses.values()).isfinite())
+
+
+def test_a_pose_that_instant_ngp_data_has_lost_is_named(tmp_path: Path) -> None:
+    """Nerfstudio indexes poses with a tensor of one element, and a column of the matrix is taken for a camera."""
+    from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
+
+    scene = write_nerfstudio_scene(tmp_path / "s", [smooth_picture(48, 48, 3) for _ in range(10)], camera_angle_x=1.0)
+    outputs = InstantNGPDataParserConfig(data=scene).setup().get_dataparser_outputs("val")
+    with pytest.raises(InputError, match="split of one image .*--train-split-fraction"):
+        PhotoDataset(outputs)

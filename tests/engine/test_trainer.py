@@ -168,7 +168,7 @@ def test_empty_and_mixed_scenes_are_named(autoencoder_dir: Path, tmp_path: Path)
     def trainer(scene: Path):
         return latent_config("tensorf", scene, autoencoder_dir, tmp_path).setup().setup()
 
-    with pytest.raises(InputError, match="cannot read the split 'train'"):
+    with pytest.raises(InputError, match="there is no"):
         trainer(tmp_path / "no such scene")
     with pytest.raises(InputError, match="split 'val'"):
         trainer(write_blender_scene(tmp_path / "empty", counts=(3, 0, 1)))

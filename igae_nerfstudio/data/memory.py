@@ -1,0 +1,91 @@
+"""Whether a scene fits into memory, before it is read and before it is trained: a process that the system kills for its
+memory cannot say why."""
+
+from __future__ import annotations
+
+from typing import Callable, Set, Tuple
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, latents_of
+from igae_nerfstudio.errors import InputError
+
+LARGE_SPLIT = 50_000_000
+"""Pixels of a split (200 photos of 500 x 500) from which on its memory is looked at."""
+LARGE_STEP = 1 << 15
+"""Rays of a step (32,768: four photos of 720 x 720) from which on its memory is looked at."""
+SHARE = 256
+"""Of a large step, one ray in so many is tried."""
+REMEDY = (
+    "shrink the photos with --pipeline.datamanager.camera-res-scale-factor {factor:g}, or take fewer a step with "
+    "--pipeline.datamanager.images-per-batch"
+)
+
+
+def free_memory(device: torch.device | str) -> int:
+    """Bytes that a device has left (of the CPU: that the system can give without swapping)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    return psutil.virtual_memory().available
+
+
+def check_fits(needed: float, device: torch.device | str, what: str) -> None:
+    """Raises InputError where `what` needs more bytes than a device has left; it names both and a scale that fits."""
+    free = free_memory(device)
+    if needed > free:
+        factor = next((f for f in (0.5, 0.25, 0.125) if needed * f * f < free), 0.1)
+        raise InputError(
+            f"{what} need about {needed / 1e9:.1f} GB, more than the {free / 1e9:.1f} GB that are free; "
+            f"{REMEDY.format(factor=factor)}"
+        )
+
+
+def kept_bytes(module: nn.Module, forward: Callable[[], object]) -> Tuple[int, int]:
+    """Bytes that autograd keeps for the gradient of a computation: all together, and the largest tensor.
+
+    Args:
+        module: its parameters do not count.
+        forward: the computation.
+    """
+    seen: Set[int] = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    sizes = [0]
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            sizes.append(storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.enable_grad():
+        forward()
+    return sum(sizes), max(sizes)
+
+
+def check_split_fits(count: int, size: Tuple[int, int], autoencoder: Autoencoder, device: torch.device | str) -> None:
+    """Whether a split can be read and encoded.
+
+    Counted are photos as uint8, latents and rays (11 numbers each), which exist twice while they are stacked, and four
+    of the encoder's largest maps of one photo.
+
+    Args:
+        count: photos.
+        size: (H, W) of each.
+        autoencoder: that encodes them.
+        device: where latents and rays go.
+
+    Raises:
+        InputError: it cannot.
+    """
+    height, width = size
+    if count * height * width < LARGE_SPLIT:
+        return
+    latent_pixels = -(-height // autoencoder.downscale) * -(-width // autoencoder.downscale)
+    tile = 8 * autoencoder.downscale
+    picture = torch.rand(1, 3, tile, tile, device=autoencoder.device, requires_grad=True)
+    _, largest = kept_bytes(autoencoder.module, lambda: latents_of(autoencoder.module.encode(2 * picture - 1)))
+    needed = count * height * width * 3 + 2 * count * latent_pixels * (autoencoder.latent_channels + 11) * 4
+    needed += 4 * largest * height * width // tile**2
+    check_fits(needed, device, f"{count} photos of {width} x {height} and their latents")

@@ -1,0 +1,86 @@
+"""What Nerfstudio's commands on finished runs (`ns-render`, `ns-viewer`, ...) do not see to, before they need it.
+
+Their code is Nerfstudio's, and builds the pipeline first; this is called from there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Optional, Sequence
+
+from igae_nerfstudio.console import warn
+from igae_nerfstudio.engine.interruption import handles_interrupts, stopped
+from igae_nerfstudio.engine.port import check_port
+from igae_nerfstudio.pipelines.pictures import find_ffmpeg
+
+WHAT_IS_KEPT = {
+    "ns-render": "while rendering: pictures that are already written stay; run the command again for the rest",
+    "ns-eval": "while evaluating: nothing was written, and the run is as it was",
+    "ns-export": "while exporting: the run is as it was",
+    "ns-viewer": "in the viewer: the run is as it was",
+}
+"""By command, what it says at ctrl-C."""
+
+
+def prepare_command(arguments: Optional[Sequence[str]] = None) -> None:
+    """See to ffmpeg, the port and ctrl-C, if this process is one of the commands above.
+
+    Args:
+        arguments: of the process, by default `sys.argv`.
+
+    Raises:
+        InputError: a film is asked for and there is no ffmpeg; the viewer's port is in use.
+    """
+    arguments = sys.argv if arguments is None else arguments
+    command = Path(arguments[0]).stem if arguments else ""
+    if command not in WHAT_IS_KEPT:
+        return
+    if command == "ns-render" and "dataset" not in arguments[1:2]:
+        provide_ffmpeg()
+    if command == "ns-viewer":
+        port = value_of("--viewer.websocket-port", arguments)
+        if port is not None and port.isdigit():
+            check_port(int(port))
+    if handles_interrupts():
+
+        def end(number: int, frame: Optional[FrameType]) -> None:
+            raise stopped(WHAT_IS_KEPT[command])
+
+        signal.signal(signal.SIGINT, end)
+
+
+def provide_ffmpeg() -> None:
+    """Put the ffmpeg of the package imageio-ffmpeg on this process's PATH where the system has none.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if shutil.which("ffmpeg"):
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igae-nerfstudio" / "bin"
+    program = find_ffmpeg()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        link = folder / "ffmpeg"
+        link.unlink(missing_ok=True)
+        link.symlink_to(program)
+    except OSError as error:
+        warn(f"{program} cannot be linked into {folder} ({error.strerror}); Nerfstudio may not find it.")
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def value_of(option: str, arguments: Sequence[str]) -> Optional[str]:
+    """The value of `--option VALUE` or `--option=VALUE` (the last one), with - or _."""
+    words = [word.replace("_", "-") if word.startswith("--") else word for word in arguments]
+    found = None
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            found = arguments[i + 1]
+        elif word.startswith(f"{option}="):
+            found = arguments[i].partition("=")[2]
+    return found

@@ -1,0 +1,84 @@
+"""What the commands on finished runs see to: ffmpeg, the port, ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from igae_nerfstudio.engine.interruption import STATUS
+from igae_nerfstudio.engine.port import check_port
+from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.pipelines import finished_commands
+from igae_nerfstudio.pipelines.finished_commands import prepare_command, value_of
+
+
+@pytest.fixture(autouse=True)
+def _default_handler():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as holder:
+        holder.bind(("", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+def test_ffmpeg_of_a_package_is_found(monkeypatch, tmp_path: Path) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shutil.which("ffmpeg") is None
+    prepare_command(["/somewhere/ns-render", "interpolate"])
+    assert Path(shutil.which("ffmpeg") or "").resolve() == Path(imageio_ffmpeg.get_ffmpeg_exe()).resolve()
+
+
+def test_no_ffmpeg_at_all(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
+    with pytest.raises(InputError, match="a film needs ffmpeg.*pip install imageio-ffmpeg"):
+        prepare_command(["ns-render", "camera-path"])
+    prepare_command(["ns-render", "dataset"])  # writes pictures only
+
+
+def test_a_taken_port(taken_port: int) -> None:
+    with pytest.raises(InputError, match=f"port {taken_port} cannot be had.*--viewer.websocket-port"):
+        prepare_command(["ns-viewer", "--load-config", "c.yml", "--viewer.websocket-port", str(taken_port)])
+    with pytest.raises(InputError, match=f"port {taken_port}"):
+        check_port(taken_port)
+
+
+def test_a_taken_port_in_training(taken_port: int, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> None:
+    from conftest import latent_config
+
+    config = latent_config("tensorf", blender_scene, autoencoder_dir, tmp_path)
+    config.vis, config.viewer.websocket_port = "viewer", taken_port
+    with pytest.raises(InputError, match=f"port {taken_port} cannot be had"):
+        config.setup().setup()
+
+
+@pytest.mark.parametrize("command", finished_commands.WHAT_IS_KEPT)
+def test_ctrl_c(command: str, capsys) -> None:
+    prepare_command([command, "dataset"])
+    with pytest.raises(SystemExit) as end:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert end.value.code == STATUS
+    assert capsys.readouterr().out.startswith("Stopped by ctrl-C ")
+
+
+def test_other_programs_are_left_alone() -> None:
+    prepare_command(["pytest"])
+    prepare_command([])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_values_of_options() -> None:
+    words = ["x", "--a.b-c", "1", "--a.b_c=2", "--d", "3"]
+    assert value_of("--a.b-c", words) == "2" and value_of("--d", words) == "3" and value_of("--e", words) is None
