@@ -44,6 +44,7 @@ from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
+from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
 
 
 @dataclass
@@ -133,6 +134,9 @@ class LatentPipeline(VanillaPipeline):
             architecture=config.autoencoder.architecture,
             downscale=downscale,
         ).to(device)
+        self._panel = ViewerPanel(self)
+        for i, element in enumerate(self._panel.elements()):
+            setattr(self, f"viewer_element_{i}", element)  # Nerfstudio looks at attributes, in alphabetical order
         if test_mode == "val":
             self._enter_latent_space()
 
@@ -202,6 +206,7 @@ class LatentPipeline(VanillaPipeline):
                 say(f"Step {step}: {phase.value} begins")
             self.phase = phase
             rates = self.schedule.set_learning_rates(attributes.optimizers, step)
+            self._panel.show_step(step)
             if step % 100 == 0:
                 writer.put_dict(name="learning_rate_in_phase", scalar_dict=rates, step=step)
 
@@ -317,6 +322,7 @@ class LatentPipeline(VanillaPipeline):
                     "--pipeline.autoencoder.name-or-path"
                 )
         self.phase = self.schedule.phase(step)
+        self._panel.show_step(step)
         super().load_pipeline(loaded_state, step)
 
 
