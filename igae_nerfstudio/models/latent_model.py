@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import Annotated
 from tyro.conf import Suppress
 
+from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
 
 
@@ -31,6 +32,14 @@ class LatentModelConfig:
 
     latent_channels: Annotated[int, Suppress] = 16
     """c; the pipeline sets it from the autoencoder."""
+
+    @property
+    def sdf_field(self) -> None:
+        """What `ns-export marching-cubes` looks for before anything else; it ends in an assertion without."""
+        raise InputError(
+            "marching cubes need a surface model, and these scenes have densities but no signed distances; use "
+            "`ns-export tsdf --texture-method tsdf` or `ns-export poisson`"
+        )
 
 
 class LatentModel:

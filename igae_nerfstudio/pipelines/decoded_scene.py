@@ -52,6 +52,26 @@ class Shown:
     """Further outputs (H, W, 3) for a camera."""
 
 
+SAME_SURFACE = 0.05
+"""Relative difference of depths below which neighbouring latent pixels show one surface."""
+
+
+def enlarged_geometry(depth: Tensor, accumulation: Tensor, factor: int) -> Tensor:
+    """Depth and accumulation of latent pixels (h, w, 1) for the pixels that they cover, (1, 2, h l, w l).
+
+    Between the pixels of a surface depth is interpolated; across the edge of one it jumps, as it does in the scene.
+    Means of a surface and what lies behind it would be points in the air, which `ns-export` would keep.
+    """
+    depth, accumulation = (image.permute(2, 0, 1)[None] for image in (depth, accumulation))
+    weighted = F.interpolate(
+        torch.cat([depth * accumulation, accumulation], dim=1), scale_factor=factor, mode="bilinear"
+    )
+    smooth = weighted[:, :1] / weighted[:, 1:].clamp(min=1e-6)
+    nearest = F.interpolate(depth, scale_factor=factor, mode="nearest")
+    one_surface = (smooth - nearest).abs() < SAME_SURFACE * nearest
+    return torch.cat([torch.where(one_surface, smooth, nearest), weighted[:, 1:]], dim=1)
+
+
 class DecodedScene(Model):
     """A scene model, the affine map of its latents, and the decoder.
 
@@ -124,8 +144,7 @@ class DecodedScene(Model):
         view = latent_view(camera.to(self.device), self.downscale, (low, high))
         rays = view.camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
         outputs = self.scene.get_outputs_for_camera_ray_bundle(rays)
-        geometry = torch.cat([outputs["depth"], outputs["accumulation"]], dim=-1).permute(2, 0, 1)[None]
-        geometry = F.interpolate(geometry, scale_factor=self.downscale, mode="bilinear")
+        geometry = enlarged_geometry(outputs["depth"], outputs["accumulation"], self.downscale)
         rgb = self.decode(outputs["latent"][None], decoder=decoder).permute(0, 3, 1, 2).float().clamp(0, 1)
         rgb, geometry = (view.resample(image)[0].permute(1, 2, 0) for image in (rgb, geometry))
         return RenderedView(outputs["latent"], rgb.clamp(0, 1), geometry[..., :1], geometry[..., 1:].clamp(0, 1))
@@ -163,7 +182,8 @@ class DecodedScene(Model):
         if camera is None:
             raise InputError(
                 "colours are asked for along single rays, but a latent scene has colours only in whole decoded "
-                "pictures; for `ns-export tsdf` add --texture-method tsdf"
+                "pictures; `ns-export tsdf --texture-method tsdf` and `ns-export poisson --texture-method point_cloud` "
+                "colour vertices instead"
             )
         return self.get_outputs_for_camera(camera)
 

@@ -206,9 +206,11 @@ class LatentPipeline(VanillaPipeline):
                 say(f"Step {step}: {phase.value} begins")
             self.phase = phase
             rates = self.schedule.set_learning_rates(attributes.optimizers, step)
-            self._panel.show_step(step)
-            if step % 100 == 0:
+            self._panel.follow(step)
+            switch_at = self.schedule.latent_supervision_steps
+            if step % 100 == 0 or step in (switch_at - 1, switch_at):  # the curves have an edge at the switch
                 writer.put_dict(name="learning_rate_in_phase", scalar_dict=rates, step=step)
+                writer.put_scalar(name="Phase", scalar=phase.number, step=step)
 
         switch = TrainingCallback(
             where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
@@ -322,7 +324,7 @@ class LatentPipeline(VanillaPipeline):
                     "--pipeline.autoencoder.name-or-path"
                 )
         self.phase = self.schedule.phase(step)
-        self._panel.show_step(step)
+        self._panel.show_steps(step + 1)
         super().load_pipeline(loaded_state, step)
 
 

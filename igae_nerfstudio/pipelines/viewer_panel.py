@@ -97,7 +97,7 @@ class ViewerPanel:
             "To the nearest training camera", cb_hook=lambda element: self.control.go_to_nearest_camera()
         )
         self.control = LatentViewerControl(self)
-        self.show_step(0, begun=False)
+        self.show_steps(0)
 
     def elements(self) -> List[Union[ViewerElement, ViewerControl]]:
         """In the order in which they stand in the viewer."""
@@ -105,21 +105,19 @@ class ViewerPanel:
 
     # The phase ------------------------------------------------------------------------------------------------
 
-    def show_step(self, step: int, begun: bool = True) -> None:
-        """Say where the training is.
+    def follow(self, step: int) -> None:
+        """Say where the training is, at most twice a second and at the last step of each phase."""
+        last = step + 1 in (self._pipeline.schedule.latent_supervision_steps, self._pipeline.schedule.total_steps)
+        if last or time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
+            self._line_at = time.monotonic()
+            self.show_steps(step + 1)
 
-        Args:
-            step: the last step, counted from 0.
-            begun: whether it has been taken.
-        """
+    def show_steps(self, done: int) -> None:
+        """Say which phase it is after so many steps."""
         schedule = self._pipeline.schedule
-        last = step + 1 in (schedule.latent_supervision_steps, schedule.total_steps)
-        if begun and not last and time.monotonic() - self._line_at < SECONDS_BETWEEN_LINES:
-            return
-        self._line_at = time.monotonic()
-        phase, done = schedule.phase(step), step + 1 if begun else 0
-        first = 0 if phase is Phase.LATENT_SUPERVISION else schedule.latent_supervision_steps
-        total = schedule.latent_supervision_steps if first == 0 else schedule.rgb_alignment_steps
+        phase, first, total = schedule.phase(max(done - 1, 0)), 0, schedule.latent_supervision_steps
+        if phase is Phase.RGB_ALIGNMENT:
+            first, total = total, schedule.rgb_alignment_steps
         self.phase.text = (
             f"Phase: **{phase.value}**, step {done - first:,} of {total:,}  \n"
             f"Run: step {done:,} of {schedule.total_steps:,}"
@@ -183,11 +181,13 @@ class LatentViewerControl(ViewerControl):
     half the pixels take half the time. A decoder always renders at the pixel size of its training
     (`DecodedScene.render`), so small pictures take as long as larger ones, the next picture would be asked for still
     smaller, and all would end at 30 pixels. Here moving pictures have the size at which they are decoded, which costs
-    no more. A page opens at a training camera with its field of view, where the scene looks as in the photos.
+    no more. A page opens at a training camera with its field of view, where the scene looks as in the photos; that
+    camera's frustum, whose photo would hide the render, is hidden while a page stands there.
     """
 
     def __init__(self, panel: ViewerPanel) -> None:
         self._panel = panel
+        self._hidden: Optional[int] = None
 
     def _setup(self, viewer) -> None:
         super()._setup(viewer)
@@ -198,6 +198,7 @@ class LatentViewerControl(ViewerControl):
         stock_size = machine._calculate_image_res
 
         def size(aspect: float) -> Tuple[int, int]:
+            self._uncover(client)
             if machine.state == "high":
                 return stock_size(aspect)
             fov = self.viewer.get_camera_state(client).fov
@@ -207,6 +208,18 @@ class LatentViewerControl(ViewerControl):
         camera = self._panel.training_cameras()[0]
         client.camera.fov = 2 * math.atan(float(camera.height) / 2 / float(camera.fy))
         self._go(client, 0)
+
+    def _uncover(self, client) -> None:
+        """Hide the frustum in which a page stands, and show again the one that it has left."""
+        frusta, standing = getattr(self.viewer, "camera_handles", {}), None
+        for index, frustum in frusta.items():
+            if abs(frustum.position - client.camera.position).max() < 2 * self.viewer.config.camera_frustum_scale:
+                standing = index
+        if self._hidden in frusta and self._hidden != standing:
+            frusta[self._hidden].visible = self.viewer.hide_images.visible  # unless all are hidden
+        if standing is not None:
+            frusta[standing].visible = False
+        self._hidden = standing
 
     def size_while_moving(self, aspect: float, fov: float, largest: int) -> Tuple[int, int]:
         """Height and width at which a view is decoded, at most `largest`; even where that is huge, it is a picture."""

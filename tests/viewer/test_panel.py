@@ -129,12 +129,12 @@ def test_turned_away_there_is_no_photo(pipeline: LatentPipeline, panel: ViewerPa
 def test_the_phase_is_shown(pipeline: LatentPipeline, panel: ViewerPanel) -> None:
     assert panel.phase.text == "Phase: **latent supervision**, step 0 of 40  \nRun: step 0 of 100"
     for step, line in ((39, "latent supervision**, step 40 of 40"), (99, "RGB alignment**, step 60 of 60")):
-        panel.show_step(step)  # the last steps of the phases are always shown
+        panel.follow(step)  # the last steps of the phases are always shown
         assert line in panel.phase.text and f"Run: step {step + 1} of 100" in panel.phase.text
-    panel.show_step(50)
+    panel.follow(50)
     assert "step 60 of 60" in panel.phase.text  # too soon after the last change
     panel._line_at -= 1
-    panel.show_step(50)
+    panel.follow(50)
     assert "RGB alignment**, step 11 of 60" in panel.phase.text
     pipeline.load_pipeline(pipeline.state_dict(), 39)
     assert "latent supervision**, step 40 of 40" in panel.phase.text
@@ -177,6 +177,8 @@ def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
         render_statemachines={7: machine},
         control_panel=SimpleNamespace(max_res=512, _split=SimpleNamespace(value=False)),
         get_camera_state=lambda client: SimpleNamespace(fov=client.camera.fov),
+        config=SimpleNamespace(camera_frustum_scale=0.1),
+        hide_images=SimpleNamespace(visible=True),
     )
     panel.control._setup(viewer)
     (welcome,) = welcomes
@@ -191,6 +193,20 @@ def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
     assert machine._calculate_image_res(1.5) == (48, 72)  # moving: the photos' pixels, whatever the speed
     choose(panel.photo, True)
     assert viewer.control_panel._split.value
+
+    # The photo in the frustum in which the page stands would hide the render; Nerfstudio draws it later.
+    places = [10 * camera_of(pipeline, i).camera_to_worlds[0, :, 3].numpy() for i in range(6)]
+    viewer.camera_handles = {i: SimpleNamespace(position=place, visible=True) for i, place in enumerate(places)}
+
+    def visible() -> list[int]:
+        machine._calculate_image_res(1.5)
+        return [i for i, frustum in viewer.camera_handles.items() if frustum.visible]
+
+    assert visible() == [1, 2, 3, 4, 5]
+    client.camera.position = places[4]
+    assert visible() == [0, 1, 2, 3, 5]
+    client.camera.position = 0.5 * places[4]
+    assert visible() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(("aspect", "degrees", "largest"), [(1.0, 39.5, 512), (1.77, 75, 512), (2.5, 100, 64)])
