@@ -31,7 +31,7 @@ SCALARS = {
     "Train Loss",
     "Train Loss Dict/latent_loss",  # phase 1
     "Train Loss Dict/rgb_alignment_loss",  # phase 2
-    "Train Loss Dict/interlevel_loss",  # the method's own
+    "Train Loss Dict/interlevel",  # the method's own
     "Eval Loss",
     "Eval Images Metrics/psnr",
     "Eval Images Metrics/ssim",
