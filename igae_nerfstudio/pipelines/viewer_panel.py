@@ -239,10 +239,15 @@ class LatentViewerControl(ViewerControl):
         import viser.transforms as vtf
         from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
 
-        pose = self._panel.training_cameras().camera_to_worlds[index].double().cpu().numpy()
+        poses = self._panel.training_cameras().camera_to_worlds.double().cpu()
+        focus = _focus(poses).numpy()
+        pose = poses[index].numpy()
         rotation = vtf.SO3.from_matrix(pose[:, :3]) @ vtf.SO3.from_x_radians(np.pi)
+        ahead = max(float((pose[:, 3] - focus) @ pose[:, 2]), 0.1)
         with client.atomic():
             client.camera.position = pose[:, 3] * VISER_NERFSTUDIO_SCALE_RATIO
+            # What the mouse turns the view around: the point ahead that is nearest to what all cameras look at.
+            client.camera.look_at = (pose[:, 3] - ahead * pose[:, 2]) * VISER_NERFSTUDIO_SCALE_RATIO
             client.camera.wxyz = rotation.wxyz
 
     def split_screen(self, on: bool) -> None:
@@ -250,6 +255,15 @@ class LatentViewerControl(ViewerControl):
         viewer: Optional[object] = getattr(self, "viewer", None)
         if viewer is not None:
             viewer.control_panel._split.value = on
+
+
+def _focus(poses: Tensor) -> Tensor:
+    """The point (3,) nearest to the optical axes of cameras (N, 3, 4); their middle where the axes are parallel."""
+    axes, places = poses[:, :, 2], poses[:, :, 3]
+    across = torch.eye(3).to(poses) - axes[:, :, None] * axes[:, None, :]
+    little = 1e-4 * torch.eye(3).to(poses)
+    target = (across @ places[:, :, None]).mean(dim=0)[:, 0] + little @ places.mean(dim=0)
+    return torch.linalg.solve(across.mean(dim=0) + little, target)
 
 
 def _seen_from(camera: Cameras, other: Cameras) -> Tuple[Tensor, Tensor]:

@@ -177,7 +177,7 @@ def run(folder: Path, browser: Any, shots: Path) -> dict[str, Any]:
     where = ["--output-dir", folder / "outputs", "--experiment-name", "seen", "--timestamp", "run"]
     words = ["igae-tensorf", "--vis", "viewer+tensorboard", "--data", folder / "scene", *TRAIN.split(), *where]
     base = folder / "outputs" / "seen" / "igae-tensorf" / "run"
-    found: dict[str, Any] = {"config": base / "config.yml"}
+    found: dict[str, Any] = {"config": base / "config.yml", "height": 64}
     with (
         served(folder, "ns-train", *words, dataparser=("blender-data",)) as address,
         opened(browser, address, shots) as page,
@@ -219,7 +219,7 @@ def test_ns_viewer_in_a_browser(
         assert page.cameras[-1]["position"] != page.cameras[0]["position"]
         assert psnr(rgb, first) < 40 if rgb.shape == first.shape else True
         moving = [frame.size for frame in page.frames[seen:] if max(frame.size) < 512]
-        assert moving and all(height == 64 for _, height in moving)  # as the photos
+        assert moving and all(height == run["height"] for _, height in moving)  # as the photos
         small = page.frames[seen + max(i for i, f in enumerate(page.frames[seen:]) if max(f.size) < 512)]
         enlarged = small.resize(rgb.shape[1::-1], Image.Resampling.BICUBIC)
         assert psnr(as_array(enlarged), rgb) > 22  # one picture, blurred

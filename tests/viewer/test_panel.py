@@ -188,6 +188,7 @@ def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
     np.testing.assert_allclose(client.camera.position / 10, pose[:, 3], atol=1e-6)
     towards = vtf.SO3(client.camera.wxyz).as_matrix()[:, 2]  # OpenCV: +z forward; Nerfstudio: -z
     np.testing.assert_allclose(towards, -pose[:, 2], atol=1e-6)
+    np.testing.assert_allclose(client.camera.look_at, 0, atol=1e-3)  # the mouse turns the view around the scene
     assert machine._calculate_image_res(1.5) == (1, 2)  # standing still: Nerfstudio's own size
     machine.state = "low_move"
     assert machine._calculate_image_res(1.5) == (48, 72)  # moving: the photos' pixels, whatever the speed
