@@ -162,6 +162,43 @@ def test_ns_render_trajectories(run: dict[str, Path], trajectory: str) -> None:
     )
 
 
+def test_a_video_of_rgb_and_latents_has_steady_colours(run: dict[str, Path]) -> None:
+    """One camera, standing still, then far away, then still again: each picture of it is the same, and the preview is
+    the run's own map of latents to colours, whatever else is in the film."""
+    import cv2
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    folder, out = run["folder"], run["folder"] / "film.mp4"
+    frames = json.loads((run["scene"] / "transforms_test.json").read_text())["frames"]
+    near, far = (np.array(frames[0]["transform_matrix"]) for _ in range(2))
+    far[:3, 3] *= 3
+    order = [near, near, far, far, near, near]
+    path = [{"camera_to_world": pose.flatten().tolist(), "fov": 39.6, "aspect": 1.0} for pose in order]
+    film = {"render_height": 96, "render_width": 96, "seconds": 0.5, "camera_path": path}
+    (folder / "film.json").write_text(json.dumps(film))
+    words = ["ns-render", "camera-path", "--load-config", run["config"], "--output-path", out]
+    more = ["--camera-path-filename", folder / "film.json", "--rendered-output-names", "rgb", "latent"]
+    command(*words, *more, cwd=folder)
+
+    film, pictures = cv2.VideoCapture(str(out)), []
+    while (read := film.read())[0]:
+        pictures.append(read[1][..., ::-1].astype(float) / 255)
+    assert len(pictures) == len(order) and pictures[0].shape == (96, 192, 3)
+    for side in (slice(0, 96), slice(96, 192)):
+        for later in (1, 4, 5):
+            assert np.abs(pictures[0][:, side] - pictures[later][:, side]).mean() < 0.03  # as far as H.264 goes
+
+    _, pipeline, _, _ = eval_setup(run["config"], test_mode="inference")
+    for number in (0, 2):
+        pose = torch.tensor(order[number][:3], dtype=torch.float32)
+        focal = 48 / np.tan(np.radians(39.6) / 2)
+        from nerfstudio.cameras.cameras import Cameras
+
+        outputs = pipeline.model.get_outputs_for_camera(Cameras(pose[None], focal, focal, 48.0, 48.0, 96, 96))
+        for name, side in (("rgb", slice(0, 96)), ("latent", slice(96, 192))):
+            assert np.abs(pictures[number][:, side] - outputs[name].numpy()).mean() < 0.03, (number, name)
+
+
 def test_a_second_run_encodes_nothing_and_kill_and_resume_goes_on(run: dict[str, Path]) -> None:
     """`kill -9` once a checkpoint is there, whatever is being written; then `--load-dir` ends at the same step."""
     folder = run["folder"]

@@ -24,6 +24,11 @@ class Phase(Enum):
     RGB_ALIGNMENT = "RGB alignment"
     """Equation 3: squared error between decoded renders and photos, for scene and decoder."""
 
+    @property
+    def number(self) -> int:
+        """1 or 2: the phase as a curve."""
+        return list(Phase).index(self) + 1
+
 
 @dataclass(frozen=True)
 class TwoPhaseSchedule:

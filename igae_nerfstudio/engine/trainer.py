@@ -22,7 +22,7 @@ from nerfstudio.configs.experiment_config import MachineConfig
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
-from nerfstudio.utils import comms
+from nerfstudio.utils import comms, writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from torch import Tensor
@@ -270,9 +270,11 @@ class LatentTrainer(SafeTrainer):
         """Train through both phases; `metrics.jsonl` and `figure.png` in the run's folder follow the way."""
         last = self._start_step
         self._keep_log(lambda entry: entry["step"] < last)
+        # A callback, because with a viewer Nerfstudio's training never returns: the page stays up.
+        evaluate = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], func=self._evaluate_at_the_end)
+        self.callbacks.append(evaluate)
         with PhaseProgress(self.pipeline.schedule, self.total_steps() - 1) as self.progress:
             super().train()
-        self._evaluate_one_image(self.step)
 
     def train_iteration(self, step: int) -> Tuple[Tensor, Dict[str, Tensor], Dict[str, Tensor]]:
         loss, losses, metrics = super().train_iteration(step)
@@ -291,6 +293,17 @@ class LatentTrainer(SafeTrainer):
             self._leave_evaluation(step)
         elif step_check(step, self.config.steps_per_eval_image):
             self._evaluate_one_image(step)
+
+    def _evaluate_at_the_end(self, step: int) -> None:
+        if self.stop_training:
+            return
+        self._evaluate_one_image(step)
+        if writer.is_initialized() and self.pipeline.last_evaluation is not None:
+            metrics, images = self.pipeline.last_evaluation
+            writer.put_dict(name="Eval Images Metrics", scalar_dict=metrics, step=step)
+            for name, image in images.items():
+                writer.put_image(name=f"Eval Images/{name}", image=image, step=step)
+            writer.write_out_storage()
 
     def _evaluate_one_image(self, step: int) -> None:
         if len(self.pipeline.datamanager.eval_dataset) and self.pipeline.datamanager.train_split is not None:

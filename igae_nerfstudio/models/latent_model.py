@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from typing_extensions import Annotated
 from tyro.conf import Suppress
 
+from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.rendering.hash_encoding import use_fast_hash_encoding
 from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
 
@@ -37,6 +38,14 @@ class LatentModelConfig:
 
     fast: ClassVar[Dict[str, Any]] = {}
     """Settings of `--pipeline.preset fast`: a model no larger than latents need."""
+
+    @property
+    def sdf_field(self) -> None:
+        """What `ns-export marching-cubes` looks for before anything else; it ends in an assertion without."""
+        raise InputError(
+            "marching cubes need a surface model, and these scenes have densities but no signed distances; use "
+            "`ns-export tsdf --texture-method tsdf` or `ns-export poisson`"
+        )
 
     def use_fast_settings(self) -> None:
         """Put the settings of `fast` where the defaults stand; what was chosen by hand stays."""

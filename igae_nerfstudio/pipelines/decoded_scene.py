@@ -7,7 +7,7 @@ they get pictures of its size: `rgb` (decoded), `depth`, `accumulation`, and `la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,38 @@ class RenderedView:
     """(H, W, 1) in [0, 1]."""
 
 
+@dataclass
+class Shown:
+    """What the viewer has been told to show (`pipelines/viewer_panel.py`); read where the viewer renders, only."""
+
+    decoder: Optional[Callable[[Tensor], Tensor]] = None
+    """Latents (1, c, h, w) -> pictures (1, 3, H, W); None: the scene's own decoder."""
+    channel: Optional[int] = None
+    """The latent channel to show in grey; None: the preview of all."""
+    beside: Optional[Callable[[Cameras], Dict[str, Tensor]]] = None
+    """Further outputs (H, W, 3) for a camera."""
+
+
+SAME_SURFACE = 0.05
+"""Relative difference of depths below which neighbouring latent pixels show one surface."""
+
+
+def enlarged_geometry(depth: Tensor, accumulation: Tensor, factor: int) -> Tensor:
+    """Depth and accumulation of latent pixels (h, w, 1) for the pixels that they cover, (1, 2, h l, w l).
+
+    Between the pixels of a surface depth is interpolated; across the edge of one it jumps, as it does in the scene.
+    Means of a surface and what lies behind it would be points in the air, which `ns-export` would keep.
+    """
+    depth, accumulation = (image.permute(2, 0, 1)[None] for image in (depth, accumulation))
+    weighted = F.interpolate(
+        torch.cat([depth * accumulation, accumulation], dim=1), scale_factor=factor, mode="bilinear"
+    )
+    smooth = weighted[:, :1] / weighted[:, 1:].clamp(min=1e-6)
+    nearest = F.interpolate(depth, scale_factor=factor, mode="nearest")
+    one_surface = (smooth - nearest).abs() < SAME_SURFACE * nearest
+    return torch.cat([torch.where(one_surface, smooth, nearest), weighted[:, 1:]], dim=1)
+
+
 class DecodedScene(Model):
     """A scene model, the affine map of its latents, and the decoder.
 
@@ -67,6 +99,7 @@ class DecodedScene(Model):
         self.preview = LatentPreview(scene.config.latent_channels)
         self.architecture = architecture
         self.downscale = downscale
+        self.shown = Shown()
         self.register_buffer("focal_range", torch.ones(2))
 
     def populate_modules(self) -> None:
@@ -93,34 +126,50 @@ class DecodedScene(Model):
         focals = torch.cat([cameras.fx, cameras.fy]).float()
         self.focal_range.copy_(torch.stack([focals.min(), focals.max()]))
 
-    def decode(self, latents: Tensor, size: Optional[Tuple[int, int]] = None) -> Tensor:
+    def decode(
+        self,
+        latents: Tensor,
+        size: Optional[Tuple[int, int]] = None,
+        decoder: Optional[Callable[[Tensor], Tensor]] = None,
+    ) -> Tensor:
         """x~ = D(z~): normalised latents (B, h, w, c) -> images (B, H, W, 3), not clamped, with gradient.
 
         Args:
             latents: rendered, normalised.
             size: (H, W) to crop to; None keeps the whole (h l, w l).
+            decoder: (B, c, h, w) -> (B, 3, H, W); None: the scene's own.
         """
-        images = self.decoder(self.normalizer.denormalize(latents).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        decoder = self.decoder if decoder is None else decoder
+        images = decoder(self.normalizer.denormalize(latents).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return images if size is None else images[:, : size[0], : size[1]]
 
     @torch.no_grad()
-    def render(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> RenderedView:
-        """Render one camera of any size and focal length, batch shape () or (1,)."""
+    def render(
+        self,
+        camera: Cameras,
+        obb_box: Optional[OrientedBox] = None,
+        decoder: Optional[Callable[[Tensor], Tensor]] = None,
+    ) -> RenderedView:
+        """Render one camera of any size and focal length, batch shape () or (1,); `decoder` as in `decode`."""
         low, high = self.focal_range.tolist()
         view = latent_view(camera.to(self.device), self.downscale, (low, high))
         rays = view.camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
         outputs = self.scene.get_outputs_for_camera_ray_bundle(rays)
-        geometry = torch.cat([outputs["depth"], outputs["accumulation"]], dim=-1).permute(2, 0, 1)[None]
-        geometry = F.interpolate(geometry, scale_factor=self.downscale, mode="bilinear")
-        rgb = self.decode(outputs["latent"][None]).permute(0, 3, 1, 2).float().clamp(0, 1)
+        geometry = enlarged_geometry(outputs["depth"], outputs["accumulation"], self.downscale)
+        rgb = self.decode(outputs["latent"][None], decoder=decoder).permute(0, 3, 1, 2).float().clamp(0, 1)
         rgb, geometry = (view.resample(image)[0].permute(1, 2, 0) for image in (rgb, geometry))
         return RenderedView(outputs["latent"], rgb.clamp(0, 1), geometry[..., :1], geometry[..., 1:].clamp(0, 1))
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
         """`rgb` (H, W, 3), `depth` (H, W, 1), `accumulation` (H, W, 1) and `latent` (H, W, 3) of a camera."""
-        view = self.render(camera, obb_box)
+        shown = self.shown
+        view = self.render(camera, obb_box, shown.decoder)
         height, width = view.rgb.shape[:2]
-        preview = self.preview(view.latent).permute(2, 0, 1)[None]
+        if shown.channel is None:
+            preview = self.preview(view.latent)
+        else:
+            preview = view.latent[..., shown.channel, None].clamp(0, 1).expand(-1, -1, 3)
+        preview = preview.permute(2, 0, 1)[None]
         rows, columns = (
             ((torch.arange(n, device=preview.device) + 0.5) * (m / n)).long().clamp(max=m - 1)
             for n, m in zip((height, width), preview.shape[-2:])
@@ -130,6 +179,7 @@ class DecodedScene(Model):
             "depth": view.depth,
             "accumulation": view.accumulation,
             "latent": preview[0][:, rows][:, :, columns].permute(1, 2, 0),
+            **({} if shown.beside is None else shown.beside(camera)),
         }
 
     @torch.no_grad()
@@ -143,7 +193,8 @@ class DecodedScene(Model):
         if camera is None:
             raise InputError(
                 "colours are asked for along single rays, but a latent scene has colours only in whole decoded "
-                "pictures; for `ns-export tsdf` add --texture-method tsdf"
+                "pictures; `ns-export tsdf --texture-method tsdf` and `ns-export poisson --texture-method point_cloud` "
+                "colour vertices instead"
             )
         return self.get_outputs_for_camera(camera)
 

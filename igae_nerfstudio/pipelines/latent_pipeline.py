@@ -50,6 +50,7 @@ from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
 from igae_nerfstudio.pipelines.finished_commands import prepare_command
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 from igae_nerfstudio.pipelines.settings import apply_settings
+from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
 
 
 @dataclass
@@ -160,6 +161,9 @@ class LatentPipeline(VanillaPipeline):
             architecture=config.autoencoder.architecture,
             downscale=downscale,
         ).to(device)
+        self._panel = ViewerPanel(self)
+        for i, element in enumerate(self._panel.elements()):
+            setattr(self, f"viewer_element_{i}", element)  # Nerfstudio looks at attributes, in alphabetical order
         if test_mode == "val":
             self._enter_latent_space()
 
@@ -254,8 +258,11 @@ class LatentPipeline(VanillaPipeline):
                 say(f"Step {step}: {phase.value} begins")
             self.phase = phase
             rates = self.schedule.set_learning_rates(attributes.optimizers, step)
-            if step % 100 == 0:
+            self._panel.follow(step)
+            switch_at = self.schedule.latent_supervision_steps
+            if step % 100 == 0 or step in (switch_at - 1, switch_at):  # the curves have an edge at the switch
                 writer.put_dict(name="learning_rate_in_phase", scalar_dict=rates, step=step)
+                writer.put_scalar(name="Phase", scalar=phase.number, step=step)
 
         switch = TrainingCallback(
             where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
@@ -378,6 +385,7 @@ class LatentPipeline(VanillaPipeline):
                 f"igae-nerfstudio {version}, and this is {__version__}: pass the model options that it was trained "
                 "with, or install that version"
             ) from error
+        self._panel.show_steps(step + 1)
 
 
 def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> Optional[Autoencoder]:

@@ -235,3 +235,18 @@ def test_the_viewer_can_look_into_the_pipeline(pipeline: LatentPipeline, test_mo
     finished = deepcopy(pipeline.config).setup(device="cpu", test_mode=test_mode)
     parse_object(finished, ViewerElement, "Custom Elements")
     assert finished.datamanager._eval_split is None
+
+
+def test_depth_jumps_at_edges_and_is_smooth_on_surfaces() -> None:
+    from igae_nerfstudio.pipelines.decoded_scene import enlarged_geometry
+
+    slant = torch.linspace(1.0, 1.1, 6).expand(4, 6)
+    depth = torch.where(torch.arange(6) < 3, slant, torch.full_like(slant, 4.0))[..., None]
+    for behind in (0.0, 1.0):  # nothing, or a wall
+        opacity = torch.where(torch.arange(6) < 3, 1.0, behind).expand(4, 6)[..., None]
+        enlarged, accumulation = enlarged_geometry(depth, opacity, 8)[0]
+        assert enlarged.shape == (32, 48)
+        assert float(enlarged[:, :24].max()) < 1.1 and float(enlarged[:, 24:].min()) > 3.8  # none in between
+        steps = enlarged[:, 4:20].diff(dim=1)
+        torch.testing.assert_close(steps, torch.full_like(steps, 0.02 / 8))
+        assert float((accumulation[:, 23] > 0.5).float().mean()) == 1
