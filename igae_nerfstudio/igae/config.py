@@ -6,19 +6,17 @@ The defaults are the paper's (table 10) where the paper gives a value.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Type, TypeVar
+from typing import Any, Dict, Optional, Sequence, Type, TypeVar
 
 import yaml
 
 from igae_nerfstudio.autoencoder.normalization import LatentNormalization
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.igae.triplanes import TriPlaneConfig
+from igae_nerfstudio.settings import from_dict, merged, read_yaml
 
-T = TypeVar("T")
 C = TypeVar("C", bound="IGAEConfig")
 
 
@@ -174,9 +172,9 @@ def load_config(
     """
     entries: Dict[str, Any] = base or {}
     for path in paths:
-        own = _read_yaml(path)
+        own = read_yaml(path)
         from_dict(of, own, where=str(path))
-        entries = _merged(entries, own)
+        entries = merged(entries, own)
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals:
@@ -188,73 +186,10 @@ def load_config(
         for name in reversed(key.split(".")):
             own = {name: own}
         from_dict(of, own, where=f"the override '{item}'")
-        entries = _merged(entries, own)
+        entries = merged(entries, own)
     config = from_dict(of, entries, where="the settings")
     config.check()
     return config
-
-
-def _read_yaml(path: Path) -> Dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"config {path} does not exist; pass a YAML file such as configs/igae/debug.yaml")
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is no readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(entries, dict):
-        raise InputError(f"config {path} must hold `key: value` lines")
-    return entries
-
-
-def _merged(entries: Dict[str, Any], over: Dict[str, Any]) -> Dict[str, Any]:
-    """Both, groups of settings key by key."""
-    groups = {key: _merged(entries.get(key, {}), value) for key, value in over.items() if isinstance(value, dict)}
-    return {**entries, **over, **groups}
-
-
-def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = "", default: Optional[T] = None) -> T:
-    """A dataclass from nested dictionaries, strictly; what they leave out is as in `default`, or in a new one."""
-    default = kind() if default is None else default
-    hints = typing.get_type_hints(kind)
-    names = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]  # T is a dataclass
-    values: Dict[str, Any] = {}
-    for key, value in entries.items():
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
-            raise InputError(f"{where}: there is no setting '{prefix}{key}'; the nearest is '{prefix}{close[0]}'")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            if not isinstance(value, dict):
-                raise InputError(f"{where}: '{prefix}{key}' must be a group of settings, and is {value!r}")
-            values[key] = from_dict(hint, value, where, f"{prefix}{key}.", getattr(default, key))
-        else:
-            values[key] = _converted(hint, value, f"{where}: '{prefix}{key}'")
-    return dataclasses.replace(default, **values)
-
-
-def _converted(hint: Any, value: Any, what: str) -> Any:
-    """The value as its setting's type; YAML reads `1e-4` as text."""
-    allowed: List[Any] = [option for option in typing.get_args(hint) or (hint,)]
-    if typing.get_origin(hint) is typing.Literal:
-        if value in allowed:
-            return value
-        raise InputError(f"{what} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
-    if value is None and type(None) in allowed:
-        return None
-    for option in allowed:
-        if option is bool and isinstance(value, bool):
-            return value
-        if option in (int, float) and not isinstance(value, bool):
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                continue
-            if option is float:
-                return number
-            if number == int(number):
-                return int(number)
-    names = " or ".join("none" if option is type(None) else option.__name__ for option in allowed)
-    raise InputError(f"{what} is {value!r}; it must be {names}")
 
 
 def to_dict(config: IGAEConfig) -> Dict[str, Any]:

@@ -7,7 +7,7 @@ imported. Everywhere else `rendering/occupancy_marching.py` marches the same gri
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Tuple, Type
+from typing import Any, ClassVar, Dict, Tuple, Type
 
 import torch
 from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
@@ -100,6 +100,14 @@ class LatentInstantNGPConfig(LatentModelConfig, InstantNGPModelConfig):
     grid_resolution: int = 64
     """Cells along a side of each level of the occupancy grid; half of Nerfstudio's 128, as a latent pixel is
     eight times as wide as a pixel."""
+
+    fast: ClassVar[Dict[str, Any]] = {
+        "grid_resolution": 32,
+        "render_step_size": 0.02,
+        "cone_angle": 0.0,
+        "max_res": 256,
+        "log2_hashmap_size": 17,
+    }
 
 
 class LatentInstantNGP(LatentModel, MarchedNGP):

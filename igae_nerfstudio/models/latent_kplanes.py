@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Type
+from typing import Any, ClassVar, Dict, Type
 
 from igae_nerfstudio.models.kplanes import KPlanesField, KPlanesModel, KPlanesModelConfig
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
@@ -14,6 +14,15 @@ class LatentKPlanesConfig(LatentModelConfig, KPlanesModelConfig):
     """K-Planes, rendering latents."""
 
     _target: Type = field(default_factory=lambda: LatentKPlanes)
+
+    fast: ClassVar[Dict[str, Any]] = {
+        "grid_base_resolution": (64, 64, 64),
+        "multiscale_factors": (1, 2),
+        "grid_feature_dim": 16,
+        "proposal_resolutions": (64,),
+        "num_proposal_samples_per_ray": (64,),
+        "num_nerf_samples_per_ray": 32,
+    }
 
 
 class LatentKPlanes(LatentModel, KPlanesModel):

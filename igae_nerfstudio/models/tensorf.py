@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, Type
+from typing import Any, ClassVar, Dict, Literal, Type
 
 import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
@@ -29,6 +29,13 @@ class LatentTensoRFConfig(LatentModelConfig, TensoRFModelConfig):
     regularization: Literal["none", "l1", "tv"] = "tv"
     """Total variation, as in Nerfstudio's `tensorf` method."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
+
+    fast: ClassVar[Dict[str, Any]] = {
+        "init_resolution": 64,
+        "final_resolution": 128,
+        "num_samples": 32,
+        "num_uniform_samples": 64,
+    }
 
 
 class LatentTensoRF(LatentModel, TensoRFModel):

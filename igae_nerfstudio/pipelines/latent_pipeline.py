@@ -49,8 +49,8 @@ from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
 from igae_nerfstudio.pipelines.finished_commands import prepare_command
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
-from igae_nerfstudio.pipelines.settings import apply_settings
 from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
+from igae_nerfstudio.settings import from_dict, read_yaml
 
 
 @dataclass
@@ -92,8 +92,8 @@ class LatentPipelineConfig(VanillaPipelineConfig):
         if self.preset == "fast":
             self.model.use_fast_settings()
         if self.settings is not None:
-            apply_settings(self, self.settings)
-            self.settings = None
+            settings = from_dict(type(self), read_yaml(self.settings), str(self.settings), default=self)
+            vars(self).update(vars(settings), settings=None)
 
     def schedule(self) -> TwoPhaseSchedule:
         """The two phases; raises InputError where they make no sense."""
