@@ -133,6 +133,7 @@ class MethodBench:
         self.command, self.method, self.results = command, method, results
         self.size = command.sizes[0]
         self.budget = command.seconds / command.rounds
+        self._upkeep: Dict[Any, float] = {}
 
     def run(self, quality_minutes: float) -> None:
         """Measure everything."""
@@ -186,9 +187,10 @@ class MethodBench:
         note = None
         if size != self.size:
             note = f"an RGB step draws {rgb.facts['rays']} rays at any size; those measured are of {self.size} px"
-        upkeep = {worker: worker("upkeep") for worker in (rgb, latent)}
         for worker, space, phase in phases:
-            steps[phase] = [seconds + upkeep[worker] for seconds in steps[phase]]
+            if worker not in self._upkeep:
+                self._upkeep[worker] = worker("upkeep")
+            steps[phase] = [seconds + self._upkeep[worker] for seconds in steps[phase]]
             where, taken = (self.method, space, latent_size, phase), steps[phase]
             said = note if space == "rgb" else None
             self.results.add(where, "step", "s", taken, said)
