@@ -55,7 +55,13 @@ class LatentModelConfig:
                 setattr(self, name, value)
 
 
-class LatentModel(Model if TYPE_CHECKING else object):
+if TYPE_CHECKING:
+    _Mixed = Model  # a method's class has a Nerfstudio model behind this mixin
+else:
+    _Mixed = object
+
+
+class LatentModel(_Mixed):
     """Mixin: renders `latent_channels` channels instead of colours, with the model's own loss on them."""
 
     config: Any
