@@ -158,8 +158,8 @@ class IGAEConfig:
 
 
 def load_config(
-    *paths: Path, overrides: Sequence[str] = (), of: Type[C] = IGAEConfig, base: Optional[Dict[str, Any]] = None
-) -> C:
+    *paths: Path, overrides: Sequence[str] = (), of: Type[Any] = IGAEConfig, base: Optional[Dict[str, Any]] = None
+) -> Any:
     """Read YAML files.
 
     Args:
@@ -229,7 +229,7 @@ def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = 
             values[key] = from_dict(hint, value, where, f"{prefix}{key}.", getattr(default, key))
         else:
             values[key] = _converted(hint, value, f"{where}: '{prefix}{key}'")
-    return dataclasses.replace(default, **values)
+    return dataclasses.replace(default, **values)  # type: ignore[type-var]  # T is a dataclass
 
 
 def _converted(hint: Any, value: Any, what: str) -> Any:
