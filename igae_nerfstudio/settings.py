@@ -60,7 +60,7 @@ def from_dict(kind: Type[T], entries: Dict[str, Any], where: str, prefix: str = 
             values[key] = from_dict(type(own), value, where, f"{prefix}{key}.", own)
         else:
             values[key] = _converted(hint, value, f"{where}: '{prefix}{key}'")
-    return dataclasses.replace(default, **values)
+    return dataclasses.replace(default, **values)  # type: ignore[type-var]  # T is a dataclass
 
 
 def _converted(hint: Any, value: Any, what: str) -> Any:

@@ -113,7 +113,7 @@ def trainer_config(side: Side) -> TrainerConfig:
 def _rgb_config(method: str) -> Any:
     if method == "kplanes":  # which Nerfstudio lacks
         return deepcopy(method_configs.igae_kplanes_rgb.config)
-    config = deepcopy(nerfstudio_methods[method])
+    config: Any = deepcopy(nerfstudio_methods[method])
     if method == "instant-ngp":
         # Nerfstudio's own pipeline changes the number of rays, so that a step has 2^18 samples.
         config.pipeline = VanillaPipelineConfig(datamanager=config.pipeline.datamanager, model=config.pipeline.model)

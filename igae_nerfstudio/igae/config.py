@@ -156,8 +156,8 @@ class IGAEConfig:
 
 
 def load_config(
-    *paths: Path, overrides: Sequence[str] = (), of: Type[C] = IGAEConfig, base: Optional[Dict[str, Any]] = None
-) -> C:
+    *paths: Path, overrides: Sequence[str] = (), of: Type[Any] = IGAEConfig, base: Optional[Dict[str, Any]] = None
+) -> Any:
     """Read YAML files.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import tyro
 
@@ -82,7 +82,7 @@ class ExploitCommand:
 
         own = to_dict(SharedPart.load(self.shared).config)
         config = load_config(*self.config, overrides=self.set, of=ManyScenesConfig, base=own)
-        run_all = one_after_another
+        run_all: Callable[..., Any] = one_after_another
         if self.ray or self.ray_address is not None:
             from igae_nerfstudio.many_scenes.on_ray import RayOptions, on_ray
 
@@ -121,7 +121,7 @@ class ExportCommand:
             say(f"ns-viewer --load-config {export_scene(folder, self.scenes, self.output_dir, self.timestamp)}")
 
 
-COMMANDS = {"train": TrainCommand, "exploit": ExploitCommand, "export": ExportCommand}
+COMMANDS: Dict[str, Callable[..., Any]] = {"train": TrainCommand, "exploit": ExploitCommand, "export": ExportCommand}
 """The subcommands by name."""
 
 

@@ -66,7 +66,7 @@ def export_scene(learnt_dir: Path, data: Path, output_dir: Path, timestamp: Opti
     data = views_of(learnt.name, data).resolve()
     splits = read_splits(learnt, data)
     timestamp = timestamp or datetime.now().strftime("%Y-%m-%d_%H%M%S")
-    config = run_config(learnt, learnt_dir, data, output_dir, timestamp)
+    config: Any = run_config(learnt, learnt_dir, data, output_dir, timestamp)
     config.pipeline.autoencoder.name_or_path = str((shared.folder / "autoencoder").resolve())
     step = config.pipeline.schedule().total_steps - 1
     run = config.get_base_dir()
@@ -102,7 +102,7 @@ def run_config(
     from igae_nerfstudio import method_configs
 
     assert learnt.autoencoder is not None
-    config = deepcopy(method_configs.igae_triplanes.config)
+    config: Any = deepcopy(method_configs.igae_triplanes.config)
     config.output_dir, config.experiment_name, config.timestamp = output_dir, learnt.name, timestamp
     config.data = data
 

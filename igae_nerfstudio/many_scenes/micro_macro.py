@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Tuple
+from typing import List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ class MicroMacroPlanes(nn.Module):
 def same_shapes(one: Tuple[TriPlaneConfig, MicroMacroConfig], other: Tuple[TriPlaneConfig, MicroMacroConfig]) -> str:
     """What differs between the shapes of two trainings: "" or, for instance, "M is 50 and 16"."""
     (triplanes, config), (triplanes2, config2) = one, other
-    values = [
+    values: List[Tuple[str, float, float]] = [
         ("K", triplanes.resolution, triplanes2.resolution),
         ("F", triplanes.features, triplanes2.features),
         ("M", config.shared_planes, config2.shared_planes),

@@ -63,12 +63,14 @@ class ManyScenesTrainer(IGAETrainer):
         return self.shared(own)
 
     def own_rates(self) -> Tensor:
-        return self.shared.rates(self.settings.planes_lr, self.settings.weights_lr).to(self.device)
+        settings: Any = self.settings
+        return self.shared.rates(settings.planes_lr, settings.weights_lr).to(self.device)
 
     def shared_groups(self) -> List[Dict[str, Any]]:
         if not self.shared.count:
             return []
-        return [{"name": "shared", "params": list(self.shared.parameters()), "lr": self.settings.shared_lr}]
+        settings: Any = self.settings
+        return [{"name": "shared", "params": list(self.shared.parameters()), "lr": settings.shared_lr}]
 
     def rate(self, group: Dict[str, Any], factor: float, epoch: int) -> float:
         rests = self.config.stage1.renderer_epochs

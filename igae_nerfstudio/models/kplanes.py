@@ -434,7 +434,7 @@ class KPlanesModel(Model):
             )
 
         self.field = self.make_field()
-        self.proposal_networks = nn.ModuleList(
+        self.proposal_networks: Any = nn.ModuleList(
             KPlanesDensityField(
                 self.scene_box.aabb,
                 resolution=(side, side, side),
@@ -458,6 +458,7 @@ class KPlanesModel(Model):
         )
 
         if config.enable_collider:
+            self.collider: Any
             if config.bounded:
                 self.collider = AABBBoxCollider(self.scene_box, near_plane=config.near_plane)
             else:
@@ -727,9 +728,10 @@ class KPlanesModel(Model):
         # (height, width, 3) to (1, 3, height, width), the layout of the metrics.
         gt_image = torch.moveaxis(gt_rgb, -1, 0)[None]
         predicted_image = torch.moveaxis(predicted_rgb, -1, 0)[None]
+        ssim: Any = self.ssim(predicted_image, gt_image, data_range=1.0)
         metrics_dict = {
             "psnr": float(self.psnr(predicted_image, gt_image)),
-            "ssim": float(self.ssim(predicted_image, gt_image, data_range=1.0)),
+            "ssim": float(ssim),
         }
         lpips = self.compute_lpips(predicted_image, gt_image)
         if lpips is not None:

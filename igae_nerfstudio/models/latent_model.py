@@ -55,7 +55,13 @@ class LatentModelConfig:
                 setattr(self, name, value)
 
 
-class LatentModel(Model if TYPE_CHECKING else object):
+if TYPE_CHECKING:
+    _Mixed = Model  # a method's class has a Nerfstudio model behind this mixin
+else:
+    _Mixed = object
+
+
+class LatentModel(_Mixed):
     """Mixin: renders `latent_channels` channels instead of colours, with the model's own loss on them."""
 
     config: Any
@@ -89,14 +95,17 @@ class LatentModel(Model if TYPE_CHECKING else object):
         """Learn where the training cameras are, before the first step; of no concern to most models."""
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
-        return rename(super().get_outputs(ray_bundle), "rgb", "latent")
+        outputs = super().get_outputs(ray_bundle)  # type: ignore[safe-super]  # of the model behind the mixin
+        return rename(outputs, "rgb", "latent")
 
     def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
         metrics = super().get_metrics_dict(rename(outputs, "latent", "rgb"), {"image": batch["latent"]})
         return rename(metrics, "psnr", "latent_psnr")
 
     def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
-        losses = super().get_loss_dict(rename(outputs, "latent", "rgb"), {"image": batch["latent"]}, metrics_dict)
+        target = {"image": batch["latent"]}
+        rendered = rename(outputs, "latent", "rgb")
+        losses = super().get_loss_dict(rendered, target, metrics_dict)  # type: ignore[safe-super]
         return rename(losses, "rgb", "latent")
 
 

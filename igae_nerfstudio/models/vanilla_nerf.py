@@ -35,7 +35,7 @@ class LatentVanillaNeRF(LatentModel, NeRFModel):
     def adapt_field(self, latent_channels: int) -> None:
         width, encodings = self.config.layer_width, ("position_encoding", "direction_encoding")
         for name in ("field_coarse", "field_fine"):
-            nerf = NeRFField(
+            nerf: Any = NeRFField(
                 **{encoding: getattr(getattr(self, name), encoding) for encoding in encodings},
                 base_mlp_layer_width=width,
                 head_mlp_layer_width=width // 2,

@@ -211,6 +211,16 @@ class DecodedScene(Model):
         """(H, W, 4): a three-channel output with the accumulation as its alpha."""
         return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
 
+    # What Nerfstudio asks of a model, and the pipeline does
+
+    def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
+        """The scene's own losses on latents; those on pictures are the pipeline's."""
+        return self.scene.get_loss_dict(outputs, batch, metrics_dict)
+
+    def get_image_metrics_and_images(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Any:
+        """Not here: `LatentPipeline` compares pictures, latents and the autoencoder's ceiling."""
+        raise TypeError("a latent scene is measured by its pipeline: get_average_eval_image_metrics")
+
     # What Nerfstudio asks of a model ---------------------------------------------------------------------------
 
     def get_param_groups(self) -> Dict[str, List[Parameter]]:

@@ -90,7 +90,8 @@ class LatentPipelineConfig(VanillaPipelineConfig):
             InputError: the settings file cannot be read, or names a setting that does not exist.
         """
         if self.preset == "fast":
-            self.model.use_fast_settings()
+            scene: Any = self.model
+            scene.use_fast_settings()
         if self.settings is not None:
             settings = from_dict(type(self), read_yaml(self.settings), str(self.settings), default=self)
             vars(self).update(vars(settings), settings=None)
@@ -154,7 +155,7 @@ class LatentPipeline(VanillaPipeline):
         self.image_metrics = ImageMetrics()
         self.phase = self.schedule.phase(0)
         self._margin: Optional[int] = None
-        self._model = DecodedScene(  # type: ignore[abstract]  # losses and metrics are computed here
+        self._model = DecodedScene(
             scene=self._model,
             decoder=decoder,
             normalizer=LatentNormalizer(latent_channels, config.latent_normalization),
@@ -214,7 +215,7 @@ class LatentPipeline(VanillaPipeline):
 
     def _decoder_margin(self) -> int:
         if self._margin is None:
-            self._margin = receptive_margin(self.model.decoder, self.config.model.latent_channels)
+            self._margin = receptive_margin(self.model.decoder, self.model.normalizer.mean.numel())
         return self._margin
 
     @profiler.time_function

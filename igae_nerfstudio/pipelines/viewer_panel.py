@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Dict, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +54,9 @@ class ViewerLine(ViewerElement[str]):
     @text.setter
     def text(self, text: str) -> None:
         self._text = text
-        if self.gui_handle is not None:
-            self.gui_handle.content = text
+        handle: Any = self.gui_handle
+        if handle is not None:
+            handle.content = text
 
 
 class ViewerPanel:
@@ -166,7 +167,8 @@ class ViewerPanel:
         pictures = {"photo": photo.to(self._pipeline.device)}
         autoencoder = self._pipeline.autoencoder
         if autoencoder is not None:
-            pictures["autoencoded_photo"] = autoencoder.decode(autoencoder.encode(photo), size=tuple(photo.shape[2:]))
+            size = (photo.shape[2], photo.shape[3])
+            pictures["autoencoded_photo"] = autoencoder.decode(autoencoder.encode(photo), size=size)
         return pictures
 
     def training_cameras(self) -> Cameras:
@@ -194,7 +196,7 @@ class LatentViewerControl(ViewerControl):
         viewer.viser_server.on_client_connect(self._welcome)  # after Nerfstudio's own
 
     def _welcome(self, client) -> None:
-        machine = self.viewer.render_statemachines[client.client_id]
+        machine: Any = self.viewer.render_statemachines[client.client_id]
         stock_size = machine._calculate_image_res
 
         def size(aspect: float) -> Tuple[int, int]:
@@ -252,7 +254,7 @@ class LatentViewerControl(ViewerControl):
 
     def split_screen(self, on: bool) -> None:
         """Nerfstudio's own split screen, whose right half takes the last output: the photo."""
-        viewer: Optional[object] = getattr(self, "viewer", None)
+        viewer: Any = getattr(self, "viewer", None)
         if viewer is not None:
             viewer.control_panel._split.value = on
 

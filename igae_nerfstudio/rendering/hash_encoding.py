@@ -53,7 +53,7 @@ class _WeightedLookup(torch.autograd.Function):
         return summed.view(*indices.shape[:-1], table.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Any, None, Any]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tuple[Any, None, Any]:
         table, indices, weights = ctx.saved_tensors
         of_table = of_weights = None
         if ctx.needs_input_grad[0]:
