@@ -75,11 +75,11 @@ class Autoencoder:
     """
 
     def __init__(self, module: nn.Module, precision: Literal["float32", "bfloat16"] = "float32") -> None:
-        self.module: Any = module
-        self.module.eval().requires_grad_(False)
+        self.module: Any = module.eval().requires_grad_(False)
         self.precision = precision
-        self.latent_channels: int = self.module.config["latent_channels"]
-        self.downscale = downscale_of(self.module.config)
+        config: Any = module.config
+        self.latent_channels: int = config["latent_channels"]
+        self.downscale = downscale_of(config)
 
     @property
     def device(self) -> torch.device:
