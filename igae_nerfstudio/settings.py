@@ -89,3 +89,11 @@ def _converted(hint: Any, value: Any, what: str) -> Any:
                 return tuple(value)
     names = " or ".join("none" if option is type(None) else option.__name__ for option in allowed)
     raise InputError(f"{what} is {value!r}; it must be {names}")
+
+
+def use_fast_settings(config: Any) -> None:
+    """Put the settings of a config's `fast` where its defaults stand; what was chosen by hand stays."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, value in config.fast.items():
+        if getattr(config, name) == defaults[name]:
+            setattr(config, name, value)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Type
+from typing import Any, ClassVar, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -50,11 +50,14 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     _target: Type = field(default_factory=lambda: LatentDataManager)
     images_per_batch: int = 4
     """B, latent images per training step (paper, table 11: 4)."""
-    random_latent_rays: bool = False
-    """In latent supervision, take as many rays as B images have at random from all images, instead of B images."""
+    random_latent_rays: int = 0
+    """In latent supervision, take so many rays at random from all images instead of B images; 0: whole images. Of
+    several devices each takes its share."""
     alignment_patch_size: int = 0
     """In RGB alignment, render and compare patches of so many latent pixels a side, plus the margin that the decoder
     looks at; 0: whole images. For large images, of which a step would otherwise render every latent pixel."""
+    fast: ClassVar[Dict[str, Any]] = {"random_latent_rays": 1024, "alignment_patch_size": 16}
+    """Settings of `--pipeline.preset fast`: as many rays as four images of 128 x 128 pixels have."""
     latent_cache_dir: Optional[Path] = None
     """Folder for encoded photos; None: `igae-nerfstudio/latents` in the user's cache folder. Latents of any
     number of scenes and autoencoders can share it."""
@@ -154,11 +157,12 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             raise InputError(
                 f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}; it must be 1 or more"
             )
-        if config.alignment_patch_size < 0:
-            raise InputError(
-                f"--pipeline.datamanager.alignment-patch-size is {config.alignment_patch_size}; it must be 0 (whole "
-                "images) or more"
-            )
+        for name in ("alignment_patch_size", "random_latent_rays"):
+            if getattr(config, name) < 0:
+                raise InputError(
+                    f"--pipeline.datamanager.{name.replace('_', '-')} is {getattr(config, name)}; it must be 0 (whole "
+                    "images) or more"
+                )
         self.rank, self.processes = comms.get_rank(), comms.get_world_size()
         if config.images_per_batch % self.processes:
             raise InputError(
@@ -294,8 +298,9 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return self.train_split.batch(self._visit(len(self.train_dataset), step), self.device)
 
     def next_train_rays(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
-        """As many latent rays of the training split as B images have, at random; a function of the step alone."""
-        return self.train_split.random_rays(self.get_train_rays_per_batch(), self._generator(step))
+        """Single latent rays of the training split; a function of the step alone."""
+        share = max(1, self.config.random_latent_rays // self.processes)
+        return self.train_split.random_rays(share, self._generator(step))
 
     def next_train_patches(self, step: int, margin: int) -> Tuple[RayBundle, Dict[str, Any]]:
         """Patches of the images of `next_train`, see `LatentSplit.patches`; a function of the step alone."""

@@ -16,12 +16,12 @@ class LatentKPlanesConfig(LatentModelConfig, KPlanesModelConfig):
     _target: Type = field(default_factory=lambda: LatentKPlanes)
 
     fast: ClassVar[Dict[str, Any]] = {
-        "grid_base_resolution": (64, 64, 64),
+        "grid_base_resolution": (32, 32, 32),
         "multiscale_factors": (1, 2),
         "grid_feature_dim": 16,
-        "proposal_resolutions": (64,),
-        "num_proposal_samples_per_ray": (64,),
-        "num_nerf_samples_per_ray": 32,
+        "proposal_resolutions": (32,),
+        "num_proposal_samples_per_ray": (48,),
+        "num_nerf_samples_per_ray": 24,
     }
 
 

@@ -11,7 +11,6 @@ here `rgb` only ever means decoded pixels, so the mixin is also the border where
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, Iterator
@@ -46,13 +45,6 @@ class LatentModelConfig:
             "marching cubes need a surface model, and these scenes have densities but no signed distances; use "
             "`ns-export tsdf --texture-method tsdf` or `ns-export poisson`"
         )
-
-    def use_fast_settings(self) -> None:
-        """Put the settings of `fast` where the defaults stand; what was chosen by hand stays."""
-        defaults = {field.name: field for field in dataclasses.fields(self)}
-        for name, value in self.fast.items():
-            if getattr(self, name) == defaults[name].default:
-                setattr(self, name, value)
 
 
 if TYPE_CHECKING:

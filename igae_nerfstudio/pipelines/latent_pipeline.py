@@ -50,7 +50,7 @@ from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
 from igae_nerfstudio.pipelines.finished_commands import prepare_command
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
-from igae_nerfstudio.settings import from_dict, read_yaml
+from igae_nerfstudio.settings import from_dict, read_yaml, use_fast_settings
 
 
 @dataclass
@@ -63,7 +63,8 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     datamanager: LatentDataManagerConfig = field(default_factory=LatentDataManagerConfig)
     """The data."""
     preset: Literal["paper", "fast"] = "paper"
-    """`fast`: scene models no larger than latents need (docs/performance.md), where a setting is not chosen by hand."""
+    """`fast`: scene models no larger than latents need, and steps that do not grow with the pictures
+    (docs/performance.md), where a setting is not chosen by hand."""
     settings: Optional[Path] = None
     """YAML file of settings of this group, over all others, such as configs/latent_nerf/official.yaml."""
     latent_supervision_steps: int = 10_000
@@ -90,8 +91,8 @@ class LatentPipelineConfig(VanillaPipelineConfig):
             InputError: the settings file cannot be read, or names a setting that does not exist.
         """
         if self.preset == "fast":
-            scene: Any = self.model
-            scene.use_fast_settings()
+            use_fast_settings(self.model)
+            use_fast_settings(self.datamanager)
         if self.settings is not None:
             settings = from_dict(type(self), read_yaml(self.settings), str(self.settings), default=self)
             vars(self).update(vars(settings), settings=None)

@@ -73,7 +73,7 @@ def test_every_image_is_visited_once_an_epoch_whatever_the_first_step(pipeline: 
 
 def test_random_latent_rays_belong_to_their_latents(pipeline: LatentPipeline) -> None:
     """In latent supervision only: a decoder needs whole images."""
-    pipeline.config.datamanager.random_latent_rays = True
+    pipeline.config.datamanager.random_latent_rays = 72
     split = pipeline.datamanager.train_split
     rays, batch = pipeline.datamanager.next_train_rays(5)
     assert rays.shape == (2 * 6 * 6,) and batch["latent"].shape == (2 * 6 * 6, 6)

@@ -10,6 +10,7 @@ from igae_nerfstudio import method_configs
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.models.vanilla_nerf import LatentVanillaNeRFConfig
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipelineConfig
+from igae_nerfstudio.settings import use_fast_settings
 
 REPOSITORY = Path(__file__).parents[2]
 METHODS = ("vanilla_nerf", "instant_ngp", "tensorf", "kplanes", "nerfacto")
@@ -29,8 +30,9 @@ def test_the_fast_preset_sets_what_exists_and_keeps_what_was_chosen(method: str)
     for name, value in fast.model.fast.items():
         assert getattr(fast.model, name) == value != getattr(paper.model, name)
     assert bool(fast.model.fast) == (method != "nerfacto")
+    assert (fast.datamanager.random_latent_rays, fast.datamanager.alignment_patch_size) == (1024, 16)
     chosen = LatentVanillaNeRFConfig(num_coarse_samples=77)
-    chosen.use_fast_settings()
+    use_fast_settings(chosen)
     assert chosen.num_coarse_samples == 77 and chosen.layer_width == 128
 
 
