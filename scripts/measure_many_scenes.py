@@ -269,7 +269,7 @@ def run_scale(arguments: argparse.Namespace) -> None:
 
 
 def measure_scale(output_dir: Path, count: int, steps: int) -> None:
-    """Step times and memory with `count` scenes of four views of 64 x 64 pixels."""
+    """Step times and memory with `count` scenes of two views of 64 x 64 pixels."""
     from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
     from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
 
@@ -317,8 +317,8 @@ def write_balls(folder: Path, count: int, size: int = 64) -> None:
     inside = (rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (size / 4) ** 2
     rng = np.random.default_rng(0)
     frames = []
-    for i in range(4):
-        a = 2 * math.pi * i / 4
+    for i in range(2):
+        a = 2 * math.pi * i / 2
         back = np.array([math.cos(a), math.sin(a), 0.0])
         axes = np.stack([[-math.sin(a), math.cos(a), 0.0], [0.0, 0.0, 1.0], back, 2.1 * back], axis=-1)
         pose = [*axes.tolist(), [0.0, 0.0, 0.0, 1.0]]
@@ -328,7 +328,7 @@ def write_balls(folder: Path, count: int, size: int = 64) -> None:
         own.mkdir(parents=True)
         image = np.full((size, size, 3), 255, np.uint8)
         image[inside] = rng.integers(0, 256, 3)
-        for i in range(4):
+        for i in range(2):
             Image.fromarray(image).save(own / f"r_{i}.png")
         (own / "transforms_train.json").write_text(json.dumps({"camera_angle_x": 0.69, "frames": frames}))
 
