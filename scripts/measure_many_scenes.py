@@ -1,18 +1,21 @@
 """What sharing buys numerous scenes: quality, bytes and seconds side by side, and what a step costs at 10 to 1,000.
 
     python scripts/measure_many_scenes.py compare --scenes CITY --output-dir OUT \
-        --variants micro/macro=JOINT plain=JOINT:plain scratch=SCRATCH rgb=RGB --set exploit.steps_per_validation=28
+    --variants micro/macro=JOINT:joint plain=JOINT:plain scratch=JOINT:scratch rgb=JOINT:rgb
     python scripts/measure_many_scenes.py scale --output-dir OUT
 
 `compare` learns every new scene in every variant, a scene's variants one after another, so that a part of the scenes
-is a comparison too; run again, it goes on. A variant is the --output-dir of an `igae-scenes train`; `:plain` after it
-takes away the shared planes and leaves the renderer and the start (`SharedPart.as_plain`). It writes results.json,
-table.md and comparison.png. `scale` writes scale.json and scale.png.
+is a comparison too; run again, it goes on. JOINT is the --output-dir of an `igae-scenes train`. The kinds: `joint`, as
+it is; `plain`, without the shared planes, but with the renderer and the start that the joint training gives
+(`SharedPart.as_plain`); `scratch`, plain latent Tri-Planes from noise, which have nothing of it but the scale of the
+latents; `rgb`, plain Tri-Planes of colours from noise (configs/many_scenes/rgb.yaml). It writes results.json, table.md
+and comparison.png. `scale` writes scale.json and scale.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -23,15 +26,20 @@ from typing import Any, Dict, List, Tuple
 
 import torch
 
+from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
+from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.console import say
 from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.igae.config import load_config, to_dict
+from igae_nerfstudio.igae.triplanes import TriPlaneRenderer
 from igae_nerfstudio.many_scenes.accounting import Cost
 from igae_nerfstudio.many_scenes.config import ManyScenesConfig
 from igae_nerfstudio.many_scenes.exploit import find_tasks, run_task
 from igae_nerfstudio.many_scenes.results import SharedPart
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+CONFIGS = Path(__file__).parents[1] / "configs" / "many_scenes"
+KINDS = ("joint", "plain", "scratch", "rgb")
 COUNTS = (10, 100, 1000)
 """Numbers of scenes in `scale`."""
 
@@ -43,7 +51,7 @@ def main() -> None:
     compare = commands.add_parser("compare", help="variants side by side")
     compare.add_argument("--scenes", type=Path, nargs="+", required=True, help="folders of scenes")
     compare.add_argument("--output-dir", type=Path, required=True)
-    compare.add_argument("--variants", nargs="+", required=True, metavar="NAME=FOLDER[:plain]")
+    compare.add_argument("--variants", nargs="+", required=True, metavar="NAME=FOLDER:KIND")
     compare.add_argument("--set", nargs="*", default=[], help="settings over those of every variant")
     compare.add_argument("--max-scenes", type=int, default=None)
     compare.add_argument("--joint-seconds", nargs="*", default=[], metavar="NAME=SECONDS", help="of CPU time")
@@ -70,7 +78,10 @@ def run_comparison(arguments: argparse.Namespace) -> None:
     jobs: Dict[str, Tuple[SharedPart, List[Any]]] = {}
     for item in arguments.variants:
         name, _, folder = item.partition("=")
-        part = shared_part(Path(folder.removesuffix(":plain")), folder.endswith(":plain"))
+        folder, _, kind = folder.partition(":")
+        if kind not in KINDS:
+            raise SystemExit(f"variant {item}: after the colon must stand one of {', '.join(KINDS)}")
+        part = shared_part(Path(folder), kind)
         config = load_config(overrides=arguments.set, of=ManyScenesConfig, base=to_dict(part.config))
         out = arguments.output_dir / name.replace("/", "-")
         jobs[name] = (part, find_tasks(arguments.scenes, part.folder, out, config)[: arguments.max_scenes])
@@ -84,16 +95,34 @@ def run_comparison(arguments: argparse.Namespace) -> None:
         report(arguments.output_dir, jobs, seconds)
 
 
-def shared_part(folder: Path, plain: bool) -> SharedPart:
-    """Of a folder; without its shared planes, in a folder beside it."""
+def shared_part(folder: Path, kind: str) -> SharedPart:
+    """Of a folder, as a kind of `KINDS`; all but the joint one in a folder beside it."""
     part = SharedPart.load(folder)
-    if not plain:
+    if kind == "joint":
         return part
-    beside = folder.with_name(folder.name + "-plain")
-    beside.mkdir(exist_ok=True)
+    beside = folder.with_name(f"{folder.name}-{kind}")
     if not (beside / "shared.pt").exists():
-        part.as_plain().save(beside)
-        (beside / "autoencoder").symlink_to((folder / "autoencoder").resolve())
+        beside.mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        part = part.as_plain()
+        if kind == "rgb":
+            config = load_config(CONFIGS / "rgb.yaml", of=ManyScenesConfig, base=to_dict(part.config))
+            part = dataclasses.replace(
+                part,
+                config=config,
+                latent_channels=3,
+                downscale=1,
+                normalizer=LatentNormalizer(3, "none"),
+                preview=LatentPreview(3),
+            )
+        else:
+            (beside / "autoencoder").symlink_to((folder / "autoencoder").resolve())
+        if kind != "plain":
+            background = torch.tensor(part.background) if kind == "rgb" else part.renderer.composite.background
+            part.renderer = TriPlaneRenderer(part.config.triplanes, part.latent_channels)
+            part.renderer.set_background(background)
+            part.config.exploit.start = "noise"
+        part.save(beside)
     return SharedPart.load(beside)
 
 
@@ -240,16 +269,14 @@ def run_scale(arguments: argparse.Namespace) -> None:
 
 
 def measure_scale(output_dir: Path, count: int, steps: int) -> None:
-    """Step times and memory with `count` scenes of four views of 64 x 64 pixels."""
+    """Step times and memory with `count` scenes of two views of 64 x 64 pixels."""
     from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
     from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
 
     folder = output_dir / f"scenes-{count}"
     if not folder.exists():
         write_balls(folder, count)
-    config = load_config(
-        Path(__file__).parents[1] / "configs" / "many_scenes" / "cpu.yaml", overrides=SCALE, of=ManyScenesConfig
-    )
+    config = load_config(CONFIGS / "cpu.yaml", overrides=SCALE, of=ManyScenesConfig)
     out = output_dir / f"training-{count}"
     trainer = ManyScenesTrainer(config, folder, None, AutoencoderConfig(), out, tensorboard=False)
     trainer._encode_all_views()
@@ -290,8 +317,8 @@ def write_balls(folder: Path, count: int, size: int = 64) -> None:
     inside = (rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (size / 4) ** 2
     rng = np.random.default_rng(0)
     frames = []
-    for i in range(4):
-        a = 2 * math.pi * i / 4
+    for i in range(2):
+        a = 2 * math.pi * i / 2
         back = np.array([math.cos(a), math.sin(a), 0.0])
         axes = np.stack([[-math.sin(a), math.cos(a), 0.0], [0.0, 0.0, 1.0], back, 2.1 * back], axis=-1)
         pose = [*axes.tolist(), [0.0, 0.0, 0.0, 1.0]]
@@ -301,7 +328,7 @@ def write_balls(folder: Path, count: int, size: int = 64) -> None:
         own.mkdir(parents=True)
         image = np.full((size, size, 3), 255, np.uint8)
         image[inside] = rng.integers(0, 256, 3)
-        for i in range(4):
+        for i in range(2):
             Image.fromarray(image).save(own / f"r_{i}.png")
         (own / "transforms_train.json").write_text(json.dumps({"camera_angle_x": 0.69, "frames": frames}))
 

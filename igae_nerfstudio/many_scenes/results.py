@@ -242,6 +242,14 @@ class LearntScene:
     background: Tuple[float, ...]
     """RGB in [0, 1]."""
 
+    def to(self, device: torch.device | str) -> LearntScene:
+        """Move everything that renders; returns itself."""
+        self.planes = self.planes.to(device)
+        for module in (self.renderer, self.normalizer, self.preview, self.autoencoder):
+            if module is not None:
+                module.to(device)
+        return self
+
     @torch.no_grad()
     def render(self, cameras: ViewCameras) -> Tensor:
         """Latents (n, h, w, c), normalised; of RGB scenes the colours."""
@@ -275,7 +283,7 @@ def assemble(
 ) -> LearntScene:
     """A scene from its own part and the shared one; arguments as in `write_scene`, the autoencoder if it is loaded."""
     with torch.no_grad():
-        planes = shared.planes(own.float()[None])[0]
+        planes = shared.planes(own.float()[None].to(shared.planes.shared.device))[0]
     own_renderer = shared.renderer
     if renderer:
         own_renderer = copy.deepcopy(shared.renderer)
