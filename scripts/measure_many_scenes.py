@@ -35,7 +35,7 @@ from igae_nerfstudio.igae.triplanes import TriPlaneRenderer
 from igae_nerfstudio.many_scenes.accounting import Cost
 from igae_nerfstudio.many_scenes.config import ManyScenesConfig
 from igae_nerfstudio.many_scenes.exploit import find_tasks, run_task
-from igae_nerfstudio.many_scenes.results import SharedPart
+from igae_nerfstudio.many_scenes.results import SharedPart, write_scene
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 CONFIGS = Path(__file__).parents[1] / "configs" / "many_scenes"
@@ -104,7 +104,7 @@ def shared_part(folder: Path, kind: str) -> SharedPart:
     if not (beside / "shared.pt").exists():
         beside.mkdir(exist_ok=True)
         torch.manual_seed(0)
-        part = part.as_plain()
+        joint, part = part, part.as_plain()
         if kind == "rgb":
             config = load_config(CONFIGS / "rgb.yaml", of=ManyScenesConfig, base=to_dict(part.config))
             part = dataclasses.replace(
@@ -122,6 +122,10 @@ def shared_part(folder: Path, kind: str) -> SharedPart:
             part.renderer = TriPlaneRenderer(part.config.triplanes, part.latent_channels)
             part.renderer.set_background(background)
             part.config.exploit.start = "noise"
+        else:
+            for name, record in zip(joint.scenes, joint.training_records(len(joint.scenes))):
+                fused = joint.planes(record[None]).detach().flatten()
+                write_scene(beside / "scenes" / name, name, fused, beside, part)
         part.save(beside)
     return SharedPart.load(beside)
 

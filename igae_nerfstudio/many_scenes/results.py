@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -140,6 +140,16 @@ class SharedPart:
             mean_record=self.planes(self.mean_record[None])[0].flatten(),
             folder=None,
         )
+
+    def training_records(self, limit: int) -> Iterator[Tensor]:
+        """Records (L,) of the training scenes, evenly spread where there are more than `limit`."""
+        assert self.folder is not None
+        names = self.scenes[:: max(1, -(-len(self.scenes) // limit))]
+        for name in names:
+            path = self.folder / "scenes" / name / SCENE_FILE
+            if path.exists():
+                state = read_checkpoint(path, "train again")
+                yield torch.cat([state["planes"].float(), state["weights"].float()])
 
     def load_autoencoder(self) -> Optional[Autoencoder]:
         """E and D, frozen; None for RGB."""
