@@ -35,7 +35,7 @@ from igae_nerfstudio.igae.triplanes import TriPlaneRenderer
 from igae_nerfstudio.many_scenes.accounting import Cost
 from igae_nerfstudio.many_scenes.config import ManyScenesConfig
 from igae_nerfstudio.many_scenes.exploit import find_tasks, run_task
-from igae_nerfstudio.many_scenes.results import SharedPart
+from igae_nerfstudio.many_scenes.results import SharedPart, write_scene
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 CONFIGS = Path(__file__).parents[1] / "configs" / "many_scenes"
@@ -104,7 +104,7 @@ def shared_part(folder: Path, kind: str) -> SharedPart:
     if not (beside / "shared.pt").exists():
         beside.mkdir(exist_ok=True)
         torch.manual_seed(0)
-        part = part.as_plain()
+        joint, part = part, part.as_plain()
         if kind == "rgb":
             config = load_config(CONFIGS / "rgb.yaml", of=ManyScenesConfig, base=to_dict(part.config))
             part = dataclasses.replace(
@@ -122,6 +122,10 @@ def shared_part(folder: Path, kind: str) -> SharedPart:
             part.renderer = TriPlaneRenderer(part.config.triplanes, part.latent_channels)
             part.renderer.set_background(background)
             part.config.exploit.start = "noise"
+        else:
+            for name, record in zip(joint.scenes, joint.training_records(len(joint.scenes))):
+                fused = joint.planes(record[None]).detach().flatten()
+                write_scene(beside / "scenes" / name, name, fused, beside, part)
         part.save(beside)
     return SharedPart.load(beside)
 
@@ -269,7 +273,7 @@ def run_scale(arguments: argparse.Namespace) -> None:
 
 
 def measure_scale(output_dir: Path, count: int, steps: int) -> None:
-    """Step times and memory with `count` scenes of four views of 64 x 64 pixels."""
+    """Step times and memory with `count` scenes of two views of 64 x 64 pixels."""
     from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
     from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
 
@@ -317,8 +321,8 @@ def write_balls(folder: Path, count: int, size: int = 64) -> None:
     inside = (rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (size / 4) ** 2
     rng = np.random.default_rng(0)
     frames = []
-    for i in range(4):
-        a = 2 * math.pi * i / 4
+    for i in range(2):
+        a = 2 * math.pi * i / 2
         back = np.array([math.cos(a), math.sin(a), 0.0])
         axes = np.stack([[-math.sin(a), math.cos(a), 0.0], [0.0, 0.0, 1.0], back, 2.1 * back], axis=-1)
         pose = [*axes.tolist(), [0.0, 0.0, 0.0, 1.0]]
@@ -328,7 +332,7 @@ def write_balls(folder: Path, count: int, size: int = 64) -> None:
         own.mkdir(parents=True)
         image = np.full((size, size, 3), 255, np.uint8)
         image[inside] = rng.integers(0, 256, 3)
-        for i in range(4):
+        for i in range(2):
             Image.fromarray(image).save(own / f"r_{i}.png")
         (own / "transforms_train.json").write_text(json.dumps({"camera_angle_x": 0.69, "frames": frames}))
 

@@ -16,7 +16,7 @@ class TrainCommand:
     config: Tuple[Path, ...]
     """YAML files such as configs/many_scenes/paper.yaml, later over earlier ones; the rest has the paper's values."""
     scenes: Path
-    """Folder of scenes in Blender format, as `igae-render-objects` makes them."""
+    """Folder of scenes in Blender format, as `igae-render-objects` makes them, or in that of ShapeNet-SRN."""
     output_dir: Path
     """Where everything goes: checkpoints, metrics.jsonl, figures, autoencoder, what scenes share, and the scenes."""
     autoencoder: str = "bundled"
@@ -53,7 +53,7 @@ class ExploitCommand:
     """Learn new scenes with what others share; run again, it goes on, and no finished scene is learnt twice."""
 
     scenes: Tuple[Path, ...]
-    """Folders of scenes in Blender format; their test views are held out and measured."""
+    """Folders of scenes in Blender or ShapeNet-SRN format; their test views are held out and measured."""
     shared: Path
     """The --output-dir of a finished `igae-scenes train`."""
     output_dir: Path

@@ -78,8 +78,9 @@ class ExploitConfig:
     fine_tuned_decoder: Literal["all", "outer", "none"] = "all"
     """What of the decoder a scene fine-tunes and keeps: all of it, its layers at the highest resolution that it works
     at inside, or nothing."""
-    start: Literal["mean", "noise"] = "mean"
-    """Where a new scene starts: the mean of the scenes of the joint training, or noise, as in the official code."""
+    start: Literal["nearest", "mean", "noise"] = "mean"
+    """Where a new scene starts: that scene of the joint training whose renders are nearest to the new one's latents,
+    the mean of them all, or noise, as in the official code."""
     precision: Literal["half", "full"] = "half"
     """In which a scene is stored, and measured."""
     steps_per_validation: int = 0

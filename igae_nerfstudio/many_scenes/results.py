@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -141,6 +141,16 @@ class SharedPart:
             folder=None,
         )
 
+    def training_records(self, limit: int) -> Iterator[Tensor]:
+        """Records (L,) of the training scenes, evenly spread where there are more than `limit`."""
+        assert self.folder is not None
+        names = self.scenes[:: max(1, -(-len(self.scenes) // limit))]
+        for name in names:
+            path = self.folder / "scenes" / name / SCENE_FILE
+            if path.exists():
+                state = read_checkpoint(path, "train again")
+                yield torch.cat([state["planes"].float(), state["weights"].float()])
+
     def load_autoencoder(self) -> Optional[Autoencoder]:
         """E and D, frozen; None for RGB."""
         if self.config.space == "rgb":
@@ -242,6 +252,14 @@ class LearntScene:
     background: Tuple[float, ...]
     """RGB in [0, 1]."""
 
+    def to(self, device: torch.device | str) -> LearntScene:
+        """Move everything that renders; returns itself."""
+        self.planes = self.planes.to(device)
+        for module in (self.renderer, self.normalizer, self.preview, self.autoencoder):
+            if module is not None:
+                module.to(device)
+        return self
+
     @torch.no_grad()
     def render(self, cameras: ViewCameras) -> Tensor:
         """Latents (n, h, w, c), normalised; of RGB scenes the colours."""
@@ -275,7 +293,7 @@ def assemble(
 ) -> LearntScene:
     """A scene from its own part and the shared one; arguments as in `write_scene`, the autoencoder if it is loaded."""
     with torch.no_grad():
-        planes = shared.planes(own.float()[None])[0]
+        planes = shared.planes(own.float()[None].to(shared.planes.shared.device))[0]
     own_renderer = shared.renderer
     if renderer:
         own_renderer = copy.deepcopy(shared.renderer)
