@@ -59,6 +59,7 @@ def test_contents(built: dict[str, Path], kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the installation may have to download Nerfstudio and torch
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_it_works_where_nothing_else_is(built: dict[str, Path], kind: str, tmp_path: Path) -> None:
     """In an environment of its own, far from the repository: help, and a few steps on the demo scene."""
