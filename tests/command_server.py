@@ -58,7 +58,7 @@ class CommandServer:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(address)], env=environment, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 800
         while not address.exists():
             assert self._process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import DEMO_SCENE, ROOT
 
+OUTSIDE = dict(os.environ)
+"""The environment before the tests' own cache folder: uv finds what it has downloaded before."""
 LARGE = 100_000
 """Bytes from which on a file must be a known one."""
 WEIGHTS = {
@@ -59,6 +61,7 @@ def test_contents(built: dict[str, Path], kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the installation may have to download Nerfstudio and torch
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_it_works_where_nothing_else_is(built: dict[str, Path], kind: str, tmp_path: Path) -> None:
     """In an environment of its own, far from the repository: help, and a few steps on the demo scene."""
@@ -77,8 +80,9 @@ def test_it_works_where_nothing_else_is(built: dict[str, Path], kind: str, tmp_p
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout
 
-    subprocess.run([uv, "venv", "--python", sys.executable, str(tmp_path / "env")], check=True)
-    subprocess.run([uv, "pip", "install", "--python", str(bin_folder / "python"), str(built[kind])], check=True)
+    python = str(bin_folder / "python")
+    subprocess.run([uv, "venv", "--python", sys.executable, str(tmp_path / "env")], check=True, env=OUTSIDE)
+    subprocess.run([uv, "pip", "install", "--python", python, str(built[kind])], check=True, env=OUTSIDE)
     where = run(bin_folder / "python", "-c", "import igae_nerfstudio; print(igae_nerfstudio.__file__)")
     assert where.startswith(str(tmp_path))
     assert "--pipeline.rgb-alignment-steps" in run(bin_folder / "ns-train", "igae-tensorf", "--help")
