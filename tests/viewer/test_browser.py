@@ -166,9 +166,10 @@ def served(folder: Path, name: str, *words: str | Path, dataparser: tuple[str, .
 @contextmanager
 def opened(browser: Any, address: str, shots: Path) -> Iterator[Page]:
     page = Page(browser.new_page(viewport={"width": 1000, "height": 760}), shots)
+    page.page.set_default_timeout(1000 * WAIT)
     try:
         page.page.goto(address)
-        page.page.get_by_text("Connected", exact=True).wait_for(timeout=1000 * WAIT)
+        page.page.get_by_text("Connected", exact=True).wait_for()
         yield page
     finally:
         page.page.close()
