@@ -65,7 +65,7 @@ def test_tensorboard(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path)
     rate = {event.step: event.value for event in log.Scalars("learning_rate_in_phase/decoder")}
     assert rate[2] == 0 and rate[3] == pytest.approx(1e-4)
     images = log.Images(FIGURE)
-    assert [image.step for image in images] == [2, 4, STEPS - 1]  # at every evaluation image, and at the end
+    assert [image.step for image in images] == [2, 4, STEPS]  # at every evaluation image, and at the end
     import io
 
     figure = np.asarray(Image.open(io.BytesIO(images[-1].encoded_image_string)))
@@ -99,7 +99,7 @@ def test_weights_and_biases_offline(
                 history[name][record.history.step.num] = json.loads(item.value_json)
     assert SCALARS <= set(history)
     assert history["Phase"] == {0: 1, 2: 1, 3: 2}
-    assert sorted(history[FIGURE]) == [2, 4, STEPS - 1]
+    assert sorted(history[FIGURE]) == [2, 4, STEPS]
     (picture,) = (tmp_path / "wandb").glob(f"offline-run-*/files/{history[FIGURE][4]}")
     assert Image.open(picture).size == (4 * 48, 48 + 2 * 6 * (192 // 36))
 
