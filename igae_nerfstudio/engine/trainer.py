@@ -300,9 +300,10 @@ class LatentTrainer(SafeTrainer):
         self._evaluate_one_image(step)
         if writer.is_initialized() and self.pipeline.last_evaluation is not None:
             metrics, images = self.pipeline.last_evaluation
-            writer.put_dict(name="Eval Images Metrics", scalar_dict=metrics, step=step)
+            # Nerfstudio has just written the total time one step later; Weights & Biases takes nothing older.
+            writer.put_dict(name="Eval Images Metrics", scalar_dict=metrics, step=step + 1)
             for name, image in images.items():
-                writer.put_image(name=f"Eval Images/{name}", image=image, step=step)
+                writer.put_image(name=f"Eval Images/{name}", image=image, step=step + 1)
             writer.write_out_storage()
 
     def _evaluate_one_image(self, step: int) -> None:

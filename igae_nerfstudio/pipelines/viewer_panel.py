@@ -173,7 +173,7 @@ class ViewerPanel:
 
     def training_cameras(self) -> Cameras:
         """Of all training photos, on the CPU."""
-        return self._pipeline.datamanager.train_dataset.cameras
+        return self._pipeline.datamanager.train_dataset.cameras.to("cpu")
 
 
 class LatentViewerControl(ViewerControl):
@@ -224,8 +224,9 @@ class LatentViewerControl(ViewerControl):
         self._hidden = standing
 
     def size_while_moving(self, aspect: float, fov: float, largest: int) -> Tuple[int, int]:
-        """Height and width at which a view is decoded, at most `largest`; even where that is huge, it is a picture."""
+        """Height and width at which a view is decoded, at most `largest`."""
         focal = float(self._panel._pipeline.model.focal_range[0])
+        fov = min(fov, math.radians(120))  # fisheye and equirectangular previews have any
         height = min(2 * focal * math.tan(fov / 2), largest, largest / aspect)
         return max(round(height), 1), max(round(height * aspect), 1)
 

@@ -24,10 +24,13 @@ from PIL import Image
 from test_commands import offline
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (apt install chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (apt install chromium)"),
+    pytest.mark.timeout(1800),
+]
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install '.[browser]')")
 
-WAIT = 240.0
+WAIT = 400.0
 """Seconds for anything to happen; machines with other work on them take long to import Nerfstudio."""
 TRAIN = """
 --machine.device-type cpu --pipeline.latent-supervision-steps 150 --pipeline.rgb-alignment-steps 100000
@@ -163,9 +166,10 @@ def served(folder: Path, name: str, *words: str | Path, dataparser: tuple[str, .
 @contextmanager
 def opened(browser: Any, address: str, shots: Path) -> Iterator[Page]:
     page = Page(browser.new_page(viewport={"width": 1000, "height": 760}), shots)
+    page.page.set_default_timeout(1000 * WAIT)
     try:
         page.page.goto(address)
-        page.page.get_by_text("Connected", exact=True).wait_for(timeout=1000 * WAIT)
+        page.page.get_by_text("Connected", exact=True).wait_for()
         yield page
     finally:
         page.page.close()
@@ -225,11 +229,10 @@ def test_ns_viewer_in_a_browser(
         assert psnr(as_array(enlarged), rgb) > 22  # one picture, blurred
         page.screenshot("moved")
 
-        # What the page shows is what it got.
-        canvas = Image.open(io.BytesIO(page.page.locator("canvas").first.screenshot()))
+        # What the page shows is what it got. (The first canvas is for Gaussian splats.)
+        canvas = Image.open(io.BytesIO(page.page.locator("canvas").last.screenshot()))
         shown = as_array(canvas.resize(rgb.shape[1::-1], Image.Resampling.BICUBIC))
-        width = int(shown.shape[1] * 0.6)  # the panel lies on the right
-        assert psnr(shown[20:-80, :width], rgb[20:-80, :width]) > 22
+        assert psnr(shown[10:-80, 10:-10], rgb[10:-80, 10:-10]) > 22  # the axes are drawn in a lower corner
 
         # The output menu.
         frames = {"rgb": rgb}
