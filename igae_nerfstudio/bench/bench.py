@@ -33,7 +33,8 @@ class BenchCommand:
     output_dir: Path
     """For bench.json, bench.md, psnr_over_time.png and time_per_picture.png."""
     quick: bool = False
-    """The least that tells something: steps at the first size only, two rounds, quality of the first method only."""
+    """The least that tells something: steps at the first size and pictures at two, two rounds, quality of the first
+    method only."""
     methods: Tuple[str, ...] = ("tensorf", "kplanes", "instant-ngp", "vanilla-nerf")
     """Which ones, of vanilla-nerf, instant-ngp, tensorf and kplanes."""
     sizes: Tuple[int, ...] = (128, 256, 512)
@@ -66,6 +67,7 @@ class BenchCommand:
         if self.quick:
             self.rounds, self.seconds = min(self.rounds, 2), min(self.seconds, 4.0)
             self.quality_minutes = min(self.quality_minutes, 0.5)
+            self.sizes = self.sizes[:2]
         start = time.monotonic()
         native = native_size(self.dataparser, self.data)
         self.output_dir.mkdir(parents=True, exist_ok=True)
