@@ -72,9 +72,13 @@ def _methods_and_sizes(results: Any, metric: str) -> List[Tuple[str, int]]:
 def _number(record: Optional[Dict[str, Any]]) -> str:
     if record is None:
         return "-"
-    if record["n"] == 1:
-        return f"{record['median']:,.3g} {record['unit']}".strip()
-    return f"{record['median']:,.3g} {record['unit']} ({record['min']:,.3g} to {record['max']:,.3g})"
+    middle, low, high = (_digits(record[key]) for key in ("median", "min", "max"))
+    return f"{middle} {record['unit']}".strip() + ("" if record["n"] == 1 else f" ({low} to {high})")
+
+
+def _digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _ratio(rgb: Optional[Dict[str, Any]], latent: Optional[Dict[str, Any]]) -> str:
