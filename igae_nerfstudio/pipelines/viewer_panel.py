@@ -254,10 +254,23 @@ class LatentViewerControl(ViewerControl):
             client.camera.wxyz = rotation.wxyz
 
     def split_screen(self, on: bool) -> None:
-        """Nerfstudio's own split screen, whose right half takes the last output: the photo."""
-        viewer: Any = getattr(self, "viewer", None)
-        if viewer is not None:
-            viewer.control_panel._split.value = on
+        """Nerfstudio's own split screen, with the photo on the right.
+
+        Nerfstudio renews its menus at the first picture with other outputs, and then takes the last for the right half,
+        which is its depth buffer where depth is composited. So the menus are renewed here, the photo last.
+        """
+        viewer = getattr(self, "viewer", None)
+        if viewer is None:
+            return
+        names = ["rgb", "depth", "accumulation", "latent"]
+        if viewer.control_panel.layer_depth:
+            names.append("gl_z_buf_depth")
+        if on:
+            names += ["photo"] if self._panel._pipeline.autoencoder is None else ["photo", "autoencoded_photo"]
+        for machine in viewer.render_statemachines.values():
+            machine.output_keys = set(names)
+        viewer.control_panel.update_output_options(names)
+        viewer.control_panel._split.value = on
 
 
 def _focus(poses: Tensor) -> Tensor:

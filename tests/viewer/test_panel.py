@@ -169,13 +169,15 @@ def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
 ) -> None:
     import viser.transforms as vtf
 
-    client, welcomes = Client(), []
+    client, welcomes, menus = Client(), [], []
     machine = SimpleNamespace(state="high", _calculate_image_res=lambda aspect: (1, 2))
     server = SimpleNamespace(on_client_connect=welcomes.append)
     viewer = SimpleNamespace(
         viser_server=server,
         render_statemachines={7: machine},
-        control_panel=SimpleNamespace(max_res=512, _split=SimpleNamespace(value=False)),
+        control_panel=SimpleNamespace(
+            max_res=512, layer_depth=True, _split=SimpleNamespace(value=False), update_output_options=menus.append
+        ),
         get_camera_state=lambda client: SimpleNamespace(fov=client.camera.fov),
         config=SimpleNamespace(camera_frustum_scale=0.1),
         hide_images=SimpleNamespace(visible=True),
@@ -194,6 +196,7 @@ def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
     assert machine._calculate_image_res(1.5) == (48, 72)  # moving: the photos' pixels, whatever the speed
     choose(panel.photo, True)
     assert viewer.control_panel._split.value
+    assert menus[-1][-1] == "autoencoded_photo" and machine.output_keys == set(menus[-1])
 
     # The photo in the frustum in which the page stands would hide the render; Nerfstudio draws it later.
     places = [10 * camera_of(pipeline, i).camera_to_worlds[0, :, 3].numpy() for i in range(6)]
