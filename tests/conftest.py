@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +193,21 @@ def latent_config(method: str, scene: Path, autoencoder: Path, output_dir: Path,
         assert hasattr(config.pipeline, name), name
         setattr(config.pipeline, name, value)
     return config
+
+
+def run_in_processes(count: int, *words: object) -> None:
+    """A script or `-m MODULE` with its arguments in so many CPU processes of Hugging Face accelerate."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={count}"]
+    launch += [
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        f"--main_process_port={29600 + count}",
+    ]
+    result = subprocess.run(
+        [str(word) for word in (*launch, *words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_autoencoder, write_blender_scene
+from conftest import ROOT, run_in_processes, tiny_autoencoder, write_blender_scene
 from PIL import Image
 from watch_devices import WatchDevices
 
@@ -204,20 +201,10 @@ make_trainer({"scenes": scenes, "images": images, "autoencoder": autoencoder}, o
 def test_two_processes_do_what_one_does(data: dict[str, Path], tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     for count in (1, 2):
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={count}"]
-        launch += [
-            "--num_machines=1",
-            "--mixed_precision=no",
-            "--dynamo_backend=no",
-            f"--main_process_port={29600 + count}",
-        ]
-        arguments = [ROOT, data["scenes"], data["images"], data["autoencoder"], tmp_path / str(count)]
-        result = subprocess.run(
-            [str(word) for word in [*launch, script, *arguments]], env=environment, capture_output=True, text=True
+        run_in_processes(
+            count, script, ROOT, data["scenes"], data["images"], data["autoencoder"], tmp_path / str(count)
         )
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     one, two = (weights_of(tmp_path / str(count) / "autoencoder") for count in (1, 2))
     start = weights_of(data["autoencoder"])
     assert float((one - start).abs().max()) > 1e-3

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from many_scenes_data import make_trainer, small_config, write_data
+from conftest import run_in_processes
+from many_scenes_data import DEBUG, TINY, make_trainer, small_config, write_data
 
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.igae.config import load_config, to_dict
@@ -130,6 +131,19 @@ def test_a_stopped_training_ends_where_the_uninterrupted_one_does(
     for one, other in zip(results_of(tmp_path / "whole"), results_of(tmp_path / "stopped")):
         assert torch.equal(one, other)
     assert set(json.loads((tmp_path / "whole" / "training.json").read_text())["scenes"]) == set("abcd")
+
+
+def test_two_processes_do_what_one_does(data: Path, tmp_path: Path) -> None:
+    """By the command, as `accelerate launch` starts it."""
+    command = ["-m", "igae_nerfstudio.many_scenes.command", "train", "--config", DEBUG, "--scenes", data / "train"]
+    command += ["--autoencoder", data / "autoencoder", "--no-tensorboard", "--set", *TINY, "triplanes.jitter=false"]
+    for count in (1, 2):
+        run_in_processes(count, *command, "--output-dir", tmp_path / str(count))
+    one, two = (SharedPart.load(tmp_path / str(count)) for count in (1, 2))
+    new = started(data, tmp_path / "new").shared.shared
+    assert float((one.planes.shared - new).abs().max()) > 1e-3
+    torch.testing.assert_close(one.planes.shared, two.planes.shared, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(one.mean_record, two.mean_record, atol=2e-4, rtol=1e-3)
 
 
 def test_a_checkpoint_with_another_number_of_shared_planes_is_refused(data: Path, tmp_path: Path) -> None:
