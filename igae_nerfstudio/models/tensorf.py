@@ -33,7 +33,7 @@ class LatentTensoRFConfig(LatentModelConfig, TensoRFModelConfig):
     fast: ClassVar[Dict[str, Any]] = {
         "init_resolution": 64,
         "final_resolution": 128,
-        "num_samples": 32,
+        "num_samples": 24,
         "num_uniform_samples": 64,
     }
 
