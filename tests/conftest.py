@@ -198,13 +198,11 @@ def latent_config(method: str, scene: Path, autoencoder: Path, output_dir: Path,
 
 def run_in_processes(count: int, *words: object) -> None:
     """A script or `-m MODULE` with its arguments in so many CPU processes of Hugging Face accelerate."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={count}"]
-    launch += [
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-        f"--main_process_port={29600 + count}",
-    ]
+    launch += [f"--main_process_port={port}", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     result = subprocess.run(
         [str(word) for word in (*launch, *words)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
