@@ -168,6 +168,9 @@ def plot_pictures(path: Path, results: Any) -> None:
                 sizes, times = [r["size"] for r in found], [r["median"] for r in found]
                 axis.plot(sizes, times, style, color=COLOURS[method], marker=".", label=f"{method}, {space}")
     axis.set(xlabel="side of the picture, pixels", ylabel="milliseconds", xscale="log", yscale="log")
+    sizes = sorted({record["size"] for record in results.records})
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
     axis.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
