@@ -209,6 +209,8 @@ def costs(row: Dict[str, Any]) -> Cost:
 
 def plot_comparison(path: Path, summary: Dict[str, Any]) -> None:
     """Bytes per scene over the number of scenes; PSNR over bytes; PSNR over seconds."""
+    from igae_nerfstudio.bench.report import new_figure  # imports Nerfstudio
+
     figure, (over_n, over_bytes, over_time) = new_figure(3)
     counts = [2 ** (i / 2) for i in range(0, 25)]
     for (name, row), colour in zip(summary["variants"].items(), COLOURS):
@@ -230,15 +232,6 @@ def plot_comparison(path: Path, summary: Dict[str, Any]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
-
-
-def new_figure(count: int):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6 * count, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
 
 
 # --- Scale ---
@@ -339,6 +332,8 @@ def write_balls(folder: Path, count: int, size: int = 64) -> None:
 
 def plot_scale(path: Path, rows: List[Dict[str, Any]]) -> None:
     """Step time and memory over the number of scenes, and disk for comparison."""
+    from igae_nerfstudio.bench.report import new_figure  # imports Nerfstudio
+
     figure, (times, memory) = new_figure(2)
     counts = [row["scenes"] for row in rows]
     for stage, colour in ((1, COLOURS[0]), (2, COLOURS[1])):

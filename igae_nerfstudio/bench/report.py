@@ -148,7 +148,7 @@ def plot_curves(path: Path, curves: Dict[str, Dict[str, List[Tuple[float, float]
     """PSNR over seconds of training, for both sides of each method."""
     if not curves:
         return
-    figure, axes = _figure(len(curves))
+    figure, axes = new_figure(len(curves))
     for axis, (method, sides) in zip(axes, curves.items()):
         for space, style in (("rgb", "--"), ("latent", "-")):
             seconds, psnr = zip(*sides[space])
@@ -160,7 +160,7 @@ def plot_curves(path: Path, curves: Dict[str, Dict[str, List[Tuple[float, float]
 
 def plot_pictures(path: Path, results: Any) -> None:
     """Milliseconds of a picture over its size."""
-    figure, (axis,) = _figure(1)
+    figure, (axis,) = new_figure(1)
     for space, style in (("rgb", "--"), ("latent", "-")):
         for method in dict.fromkeys(record["method"] for record in results.records):
             found = [r for r in results.records if (r["method"], r["space"], r["metric"]) == (method, space, "picture")]
@@ -175,7 +175,8 @@ def plot_pictures(path: Path, results: Any) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _figure(count: int):
+def new_figure(count: int):
+    """A figure with so many axes side by side, drawn without a screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

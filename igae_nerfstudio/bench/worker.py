@@ -82,20 +82,24 @@ class SideWorker:
         Instant-NGP's, which is full at first and soon sparse, the same for both sides and as it is (`upkeep`)."""
         if self.side.space == "latent":
             self.pipeline.schedule = self.pipeline.config.schedule()
-        model = getattr(self.pipeline.model, "scene", self.pipeline.model)
-        for step in getattr(model, "upsampling_iters", ()):
+        for step in getattr(self._scene(), "upsampling_iters", ()):
             self._callbacks(int(step), after=True)
-        if self._occupancy_grid() is not None:
-            occupy_ball(self._occupancy_grid())
+        grid = self._occupancy_grid()
+        if grid is not None:
+            occupy_ball(grid)
             self._grid_rests = True
+
+    def _scene(self) -> Any:
+        """Nerfstudio's model, under a decoder or not."""
+        return getattr(self.pipeline.model, "scene", self.pipeline.model)
 
     def _occupancy_grid(self) -> Any:
         """Instant-NGP's, or None."""
-        return getattr(getattr(self.pipeline.model, "scene", self.pipeline.model), "occupancy_grid", None)
+        return getattr(self._scene(), "occupancy_grid", None)
 
     def upkeep(self) -> float:
         """Seconds that a step spends in the mean on its occupancy grid, which is updated in every 16th."""
-        grid, model = self._occupancy_grid(), getattr(self.pipeline.model, "scene", self.pipeline.model)
+        grid, model = self._occupancy_grid(), self._scene()
         if grid is None:
             return 0.0
         kept = {name: value.clone() for name, value in grid.state_dict().items()}

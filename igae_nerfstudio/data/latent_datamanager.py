@@ -79,6 +79,8 @@ class LatentSplit:
     """(N, h, w, c) float32: z, the encoder's own numbers."""
     rays: RayBundle
     """(N, h, w) rays through the centres of the latent pixels."""
+    downscale: int
+    """l."""
 
     def batch(self, indices: Sequence[int], device: torch.device | str) -> Tuple[RayBundle, Dict[str, Any]]:
         """Rays (B, h, w) and {"latent": (B, h, w, c), "image": (B, H, W, 3) in [0, 1], "image_idx": (B,)}."""
@@ -95,32 +97,20 @@ class LatentSplit:
         Images are (B, n l, n l, 3); `inside` (B, n l, n l, 1) is 1 where the decoder sees all that it needs, which is
         up to the edge at the image's own edges, and 0 elsewhere.
         """
-        count, height, width = self.latents.shape[:3]
-        rows, columns = (min(size + 2 * margin, side) for side in (height, width))
-        windows, inside, photos = [], [], []
-        downscale = -(-self.photos.shape[1] // height)
+        (height, width), factor = self.latents.shape[1:3], self.downscale
+        windows, photos, inside = [], [], []
         for index in indices:
-            top, left = (
-                # Windows that would stick out are moved in, so that the edges are seen as often as the middle.
-                int(torch.randint(-margin, side - length + margin + 1, (), generator=generator).clamp(0, side - length))
-                for side, length in ((height, rows), (width, columns))
+            rows, good_rows = _window(height, size, margin, generator)
+            columns, good_columns = _window(width, size, margin, generator)
+            windows.append((int(index) * height + rows[:, None]) * width + columns)
+            top, bottom, left, right = (
+                int(end) * factor for end in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
             )
-            windows.append((int(index) * height + torch.arange(top, top + rows)[:, None]) * width)
-            windows[-1] = windows[-1] + torch.arange(left, left + columns)
-            good = torch.zeros(rows, columns)
-            bottom, right = (
-                margin if end < side else 0 for end, side in ((top + rows, height), (left + columns, width))
-            )
-            good[margin * (top > 0) : rows - bottom, margin * (left > 0) : columns - right] = 1
-            photo = self.photos[index, top * downscale : (top + rows) * downscale]
-            photo = photo[:, left * downscale : (left + columns) * downscale]
-            good = good.repeat_interleave(downscale, 0).repeat_interleave(downscale, 1)
-            missing = (
-                rows * downscale - photo.shape[0],
-                columns * downscale - photo.shape[1],
-            )  # below and to the right
+            photo = self.photos[index, top:bottom, left:right]
+            good = (good_rows[:, None] & good_columns).repeat_interleave(factor, 0).repeat_interleave(factor, 1).float()
+            below, beside = (whole - there for whole, there in zip(good.shape, photo.shape))  # beyond the photo's edge
             good[photo.shape[0] :], good[:, photo.shape[1] :] = 0, 0
-            photos.append(F.pad(photo, (0, 0, 0, missing[1], 0, missing[0])))
+            photos.append(F.pad(photo, (0, 0, 0, beside, 0, below)))
             inside.append(good[..., None])
         chosen = torch.stack(windows).to(device)
         return self.rays.flatten()[chosen], {
@@ -135,6 +125,20 @@ class LatentSplit:
         pixels = self.latents.flatten(0, 2)
         chosen = torch.randint(len(pixels), (count,), generator=generator).to(pixels.device)
         return self.rays.flatten()[chosen], {"latent": pixels[chosen]}
+
+
+def _window(side: int, size: int, margin: int, generator: torch.Generator) -> Tuple[Tensor, Tensor]:
+    """Latent pixels along one side of a random window of `size` and margins, and which of them are not margin.
+
+    A window that would stick out is moved in, so that the edges are seen as often as the middle; at an edge of the
+    image there is no margin.
+    """
+    length = min(size + 2 * margin, side)
+    first = int(torch.randint(-margin, side - length + margin + 1, (), generator=generator).clamp(0, side - length))
+    pixels = torch.arange(first, first + length)
+    low = first + margin if first > 0 else 0
+    high = first + length - margin if first + length < side else side
+    return pixels, (pixels >= low) & (pixels < high)
 
 
 class LatentDataManager(VanillaDataManager[PhotoDataset]):
@@ -265,7 +269,8 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             )
         cameras = latent_cameras(dataset.cameras, self._autoencoder.downscale)
         rays = stack_rays([cameras.generate_rays(camera_indices=i, keep_shape=True) for i in range(len(dataset))])
-        return LatentSplit(photos, torch.stack(latents).to(self.device), rays.to(self.device))
+        downscale = self._autoencoder.downscale
+        return LatentSplit(photos, torch.stack(latents).to(self.device), rays.to(self.device), downscale)
 
     def _read_photos(self, dataset: PhotoDataset, what: str) -> Tensor:
         """All photos (N, H, W, 3), uint8; none exists twice."""

@@ -18,7 +18,7 @@ def numbered_split() -> LatentSplit:
     photos = torch.stack([torch.stack([y, x, torch.full((H, W), i)], dim=-1) for i in range(2)]).to(torch.uint8)
     index = latents[..., :1].long()
     rays = RayBundle(origins=latents, directions=latents, pixel_area=latents[..., :1], camera_indices=index)
-    return LatentSplit(photos, latents, rays)
+    return LatentSplit(photos, latents, rays, DOWNSCALE)
 
 
 def test_windows_are_whole_in_rays_latents_and_pixels() -> None:
