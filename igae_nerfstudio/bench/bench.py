@@ -20,8 +20,11 @@ LATENT_STEPS = {"latent supervision": 10_000, "RGB alignment": 15_000}
 PSNR_LEVELS = tuple(range(14, 40))
 """In dB: when does each side first get there?"""
 
-SLICES = 10
+SLICES, QUICK_SLICES = 10, 5
 """In training for quality, the sides take turns so many times."""
+
+QUICK_SHARE = 1 / 4
+"""`--quick` times very long steps on this share of their rays, and multiplies."""
 
 
 @dataclass
@@ -34,7 +37,7 @@ class BenchCommand:
     """For bench.json, bench.md, psnr_over_time.png and time_per_picture.png."""
     quick: bool = False
     """The least that tells something: steps at the first size and pictures at two, two rounds, quality of the first
-    method only."""
+    method only; steps that are very long (vanilla NeRF's on a CPU) are extrapolated from a quarter of their rays."""
     methods: Tuple[str, ...] = ("tensorf", "kplanes", "instant-ngp", "vanilla-nerf")
     """Which ones, of vanilla-nerf, instant-ngp, tensorf and kplanes."""
     sizes: Tuple[int, ...] = (128, 256, 512)
@@ -51,6 +54,9 @@ class BenchCommand:
     """Of every measurement, over all rounds, for each side; a single step or picture may take longer."""
     quality_minutes: float = 10.0
     """Training time for PSNR over time, for each side of each method; 0: none."""
+    peer: Optional[Path] = None
+    """Settings of a third side in PSNR over time, such as configs/latent_nerf/official.yaml: how much sooner do the
+    defaults reach the PSNR that it ends with?"""
 
     def run(self) -> None:
         """Measure and report."""
@@ -147,7 +153,13 @@ class MethodBench:
             if rgb.facts["views"] != latent.facts["views"]:
                 raise AssertionError("the two sides see different numbers of views")
             if quality_minutes:
-                self._quality(rgb, latent, 60 * quality_minutes)
+                sides = {"rgb": rgb, "latent": latent}
+                if self.command.peer is not None:
+                    sides["peer"] = self._worker("peer", self.size).ready()
+                    workers.append(sides["peer"])
+                self._quality(sides, 60 * quality_minutes)
+                if self.command.peer is not None:
+                    workers.pop().close()
             for worker in workers:
                 worker("prepare_timing")
             self._training(rgb, latent)
@@ -165,44 +177,63 @@ class MethodBench:
             for worker in workers:
                 worker.close()
 
-    def _worker(self, space: Literal["rgb", "latent"], size: int):
+    def _worker(self, space: Literal["rgb", "latent", "peer"], size: int):
         from igae_nerfstudio.bench.sides import Side
         from igae_nerfstudio.bench.worker import Worker
 
         command = self.command
         folder = command.output_dir / "work"
         side = Side(self.method, space, command.data, command.dataparser, size, command.autoencoder, folder)
-        return Worker(replace(side, preset=command.preset) if space == "latent" else side)
+        if space != "rgb":
+            side = replace(side, preset=command.preset, settings=command.peer if space == "peer" else None)
+        return Worker(side)
 
     def _training(self, rgb, latent) -> None:
         """Seconds of a step, the sides in turns; and what follows from them."""
         size = latent_size = max(latent.facts["height"], latent.facts["width"])
         phases = [(rgb, "rgb", "training"), *((latent, "latent", phase) for phase in LATENT_STEPS)]
-        steps: Dict[str, List[float]] = {phase: [] for _, _, phase in phases}
-        for worker, _, phase in phases:  # warms up; a step that takes this long is no worse than the next
-            first = worker("train", phase, 0.0)
-            steps[phase] += [] if first[0] < self.budget else first
-        for round_number in range(self.command.rounds):
-            for worker, _, phase in phases:
-                if round_number or not steps[phase]:
-                    steps[phase] += worker("train", phase, self.budget)
-        note = None
+        steps, notes = self._timed_steps(phases)
         if size != self.size:
-            note = f"an RGB step draws {rgb.facts['rays']} rays at any size; those measured are of {self.size} px"
+            notes["training"] = (
+                f"an RGB step draws {rgb.facts['rays']['training']} rays at any size; "
+                f"those measured are of {self.size} px"
+            )
         for worker, space, phase in phases:
             if worker not in self._upkeep:
                 self._upkeep[worker] = worker("upkeep")
             steps[phase] = [seconds + self._upkeep[worker] for seconds in steps[phase]]
             where, taken = (self.method, space, latent_size, phase), steps[phase]
-            said = note if space == "rgb" else None
+            said = notes.get(phase)
             self.results.add(where, "step", "s", taken, said)
-            self.results.add(where, "rays", "1/s", [worker.facts["rays"] / s for s in taken], said)
-            self.results.add(where, "supervised pixels", "1/s", [worker.facts["pixels"] / s for s in taken], said)
+            self.results.add(where, "rays", "1/s", [worker.facts["rays"][phase] / s for s in taken], said)
+            self.results.add(
+                where, "supervised pixels", "1/s", [worker.facts["pixels"][phase] / s for s in taken], said
+            )
         whole = [STEPS * s / 60 for s in steps["training"]]
-        self.results.add((self.method, "rgb", size, "whole schedule"), "training", "min", whole, note)
+        self.results.add((self.method, "rgb", size, "whole schedule"), "training", "min", whole, notes.get("training"))
         of_phases = [[count * s / 60 for s in steps[phase]] for phase, count in LATENT_STEPS.items()]
         ends = [sum(pick(values) for values in of_phases) for pick in (median, min, max)]
         self.results.add((self.method, "latent", size, "whole schedule"), "training", "min", ends)
+
+    def _timed_steps(self, phases: Sequence[Tuple[Any, str, str]]) -> Tuple[Dict[str, List[float]], Dict[str, str]]:
+        """Seconds of a step in each phase, the sides in turns, and what must be said of them."""
+        steps: Dict[str, List[float]] = {}
+        shares: Dict[str, float] = {}
+        for worker, _, phase in phases:  # warms up; a step that takes this long is no worse than the next
+            share = QUICK_SHARE if self.command.quick else 1.0
+            first = worker("train", phase, 0.0, 1, share)
+            shares[phase] = share if first[0] > 2 * self.budget else 1.0
+            steps[phase] = first if first[0] > self.budget and shares[phase] == share else []
+        for round_number in range(self.command.rounds):
+            for worker, _, phase in phases:
+                if round_number or not steps[phase]:
+                    steps[phase] += worker("train", phase, self.budget, 1, shares[phase])
+        notes = {
+            phase: f"steps of {self.method}, {phase}, are extrapolated from {share:.0%} of their rays"
+            for phase, share in shares.items()
+            if share < 1
+        }
+        return {phase: [seconds / shares[phase] for seconds in taken] for phase, taken in steps.items()}, notes
 
     def _rendering(self, rgb, latent) -> None:
         """Milliseconds of one picture, at every size, the sides in turns."""
@@ -230,41 +261,58 @@ class MethodBench:
             self.results.add(where, "checkpoint", "MiB", [worker("checkpoint_size")])
             self.results.add(where, "parameters", "", [worker.facts["parameters"]])
 
-    def _quality(self, rgb, latent, seconds: float) -> None:
-        """PSNR over time: a short latent schedule that fills the time, and RGB training of the same time."""
-        supervision, alignment = (latent("train", phase, 0.0, 2)[-1] for phase in LATENT_STEPS)
-        latent.replace()  # the steps that told the schedule do not count
-        counts = (max(1, round(0.35 * seconds / supervision)), max(1, round(0.65 * seconds / alignment)))
-        latent("set_short_schedule", *counts)
-        curves: Dict[str, List[Tuple[float, float]]] = {"rgb": [], "latent": []}
-        spent = {"rgb": 0.0, "latent": 0.0}
-        done = {phase: 0 for phase in LATENT_STEPS}
-        for _ in range(SLICES):
-            spent["rgb"] += sum(rgb("train", "training", seconds / SLICES))
-            curves["rgb"].append((spent["rgb"], rgb("psnr")))
-            spent["latent"] += self._latent_slice(latent, seconds / SLICES, dict(zip(LATENT_STEPS, counts)), done)
-            curves["latent"].append((spent["latent"], latent("psnr")))
+    def _quality(self, sides: Dict[str, Any], seconds: float) -> None:
+        """PSNR over time: latent schedules that fill the time, and RGB training of the same time."""
+        slices = QUICK_SLICES if self.command.quick else SLICES
+        curves: Dict[str, List[Tuple[float, float]]] = {space: [] for space in sides}
+        spent = dict.fromkeys(sides, 0.0)
+        ahead = {space: self._schedule(worker, seconds) for space, worker in sides.items() if space != "rgb"}
+        schedules = {space: " + ".join(str(count) for count in counts.values()) for space, counts in ahead.items()}
+        for _ in range(slices):
+            for space, worker in sides.items():
+                if space == "rgb":
+                    taken = sum(worker("train", "training", seconds / slices))
+                else:
+                    taken = self._latent_slice(worker, seconds / slices, ahead[space])
+                if taken:
+                    spent[space] += taken
+                    curves[space].append((spent[space], worker("psnr")))
         self.results.curves[self.method] = curves
-        note = (
-            f"PSNR over time is of {counts[0]} + {counts[1]} latent steps and of RGB training of the same time, at "
-            f"{self.size} px, in RGB of a sample of the views' pixels"
-        )
         for space, curve in curves.items():
+            steps = f"{schedules[space]} steps, {space}" if space in schedules else "RGB training of the same time"
+            note = (
+                f"PSNR over time is of {steps}, at {self.size} px, in RGB of a sample of the views' pixels; a schedule "
+                "that the time cuts short has rates that suit short runs"
+            )
             where = (self.method, space, self.size, "short schedule")
             self.results.add(where, "PSNR at the end", "dB", [curve[-1][1]], note)
             for level in PSNR_LEVELS:
-                reached = [at for at, psnr in curve if psnr >= level]
-                if reached:
-                    self.results.add(where, f"time to {level} dB", "s", reached[:1], note)
+                self._add_time_to(where, f"time to {level} dB", level, curve, note)
+            if "peer" in curves and space != "peer":
+                self._add_time_to(where, "time to the peer's last PSNR", curves["peer"][-1][1], curve, note)
+            elif space == "peer":
+                self.results.add(where, "time to the peer's last PSNR", "s", [curve[-1][0]], note)
 
-    def _latent_slice(self, latent, seconds: float, counts: Dict[str, int], done: Dict[str, int]) -> float:
-        """Train for some seconds in whatever phase it is the turn of; returns the seconds."""
+    def _add_time_to(self, where: Tuple[str, str, int, str], metric: str, level: float, curve, note: str) -> None:
+        reached = [at for at, psnr in curve if psnr >= level]
+        if reached:
+            self.results.add(where, metric, "s", reached[:1], note)
+
+    def _schedule(self, worker, seconds: float) -> Dict[str, int]:
+        """Give a latent side its own schedule if that fits into the time, else one that fills it; returns its steps."""
+        supervision, alignment = (worker("train", phase, 0.0, 2)[-1] for phase in LATENT_STEPS)
+        worker.replace()  # the steps that told the schedule do not count
+        counts = (max(1, round(0.35 * seconds / supervision)), max(1, round(0.65 * seconds / alignment)))
+        return dict(zip(LATENT_STEPS, worker("set_schedule", *counts)))
+
+    def _latent_slice(self, latent, seconds: float, ahead: Dict[str, int]) -> float:
+        """Train for some seconds in whatever phase has steps ahead; returns the seconds."""
         spent = 0.0
-        for phase, count in counts.items():
-            while done[phase] < count and spent < seconds:
+        for phase in LATENT_STEPS:
+            while ahead[phase] and spent < seconds:
                 taken = latent("train", phase, 0.0)
                 spent += sum(taken)
-                done[phase] += len(taken)
+                ahead[phase] -= len(taken)
         return spent
 
 

@@ -50,7 +50,7 @@ def markdown(results: Any, facts: Dict[str, Any]) -> str:
     if results.curves:
         parts += [
             "## Time to reach a PSNR",
-            _table(("method", "PSNR", "RGB", "latent", "ratio"), _psnr_rows(results)),
+            _table(("method", "PSNR", "RGB", "latent", "RGB / latent", "peer", "peer / latent"), _psnr_rows(results)),
             "![PSNR over time](psnr_over_time.png)",
         ]
     parts.append("![time per picture](time_per_picture.png)")
@@ -137,20 +137,26 @@ def _psnr_rows(results: Any) -> List[Tuple[str, ...]]:
     for record in results.records:
         if record["phase"] != "short schedule" or record["space"] != "latent":
             continue
-        key = (record["method"], "rgb", record["size"], "short schedule", record["metric"])
-        rgb = results.get(*key)
-        ratio = "-" if record["unit"] == "dB" else _ratio(rgb, record)
-        rows.append((record["method"], record["metric"], _number(rgb), _number(record), ratio))
+        rgb, peer = (
+            results.get(record["method"], space, record["size"], "short schedule", record["metric"])
+            for space in ("rgb", "peer")
+        )
+        ratios = ["-" if record["unit"] == "dB" else _ratio(other, record) for other in (rgb, peer)]
+        rows.append(
+            (record["method"], record["metric"], _number(rgb), _number(record), ratios[0], _number(peer), ratios[1])
+        )
     return rows
 
 
 def plot_curves(path: Path, curves: Dict[str, Dict[str, List[Tuple[float, float]]]]) -> None:
-    """PSNR over seconds of training, for both sides of each method."""
+    """PSNR over seconds of training, for all sides of each method."""
     if not curves:
         return
     figure, axes = new_figure(len(curves))
     for axis, (method, sides) in zip(axes, curves.items()):
-        for space, style in (("rgb", "--"), ("latent", "-")):
+        for space, style in (("rgb", "--"), ("latent", "-"), ("peer", ":")):
+            if space not in sides:
+                continue
             seconds, psnr = zip(*sides[space])
             axis.plot(seconds, psnr, style, color=COLOURS[method], label=space, marker=".")
         axis.set(title=method, xlabel="seconds of training", ylabel="PSNR of novel views, dB")

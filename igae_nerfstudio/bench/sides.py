@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.configs.method_configs import method_configs as nerfstudio_methods
@@ -18,7 +18,8 @@ from igae_nerfstudio.engine.trainer import default_device
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.models.instant_ngp import MarchedNGPConfig
 
-Space = Literal["rgb", "latent"]
+Space = Literal["rgb", "latent", "peer"]
+"""RGB, latents as this package trains them, and latents with other settings for comparison."""
 
 METHODS = ("vanilla-nerf", "instant-ngp", "tensorf", "kplanes")
 
@@ -52,7 +53,9 @@ class Side:
     folder: Path
     """For what the trainer writes."""
     preset: str = "paper"
-    """Of the latent side, as in --pipeline.preset."""
+    """Of a latent side, as in --pipeline.preset."""
+    settings: Optional[Path] = None
+    """Of a latent side, as in --pipeline.settings."""
 
 
 def dataparser_config(name: str, data: Path) -> DataParserConfig:
@@ -88,11 +91,11 @@ def native_size(name: str, data: Path) -> int:
 
 def trainer_config(side: Side) -> TrainerConfig:
     """The config that `ns-train` would run, with its defaults; writes no checkpoints and evaluates nothing itself."""
-    if side.space == "latent":
+    if side.space != "rgb":
         name = f"igae_{side.method.replace('-', '_')}"
         config = deepcopy(getattr(method_configs, name).config)
         config.pipeline.autoencoder.name_or_path = side.autoencoder
-        config.pipeline.preset = side.preset
+        config.pipeline.preset, config.pipeline.settings = side.preset, side.settings
         config.pipeline.datamanager.latent_cache_dir = side.folder / "latents"
     else:
         config = _rgb_config(side.method)

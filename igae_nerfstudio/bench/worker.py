@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 import traceback
-from typing import Any, Callable, Dict, List, Literal
+from typing import Any, Callable, Dict, List, Literal, Tuple
 
 import torch
 from torch import Tensor
 
 from igae_nerfstudio.bench.sides import RGB_RAYS, Side, trainer_config
+from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.pictures import photo_of, rendered_rgb
 
@@ -47,18 +48,27 @@ class SideWorker:
         self.pipeline = self.trainer.pipeline
         self.device = torch.device(self.trainer.device)
         self._steps: Dict[str, int] = {}
+        self._usual: Dict[str, int] = {}
         self._grid_rests = False
 
     def facts(self) -> Dict[str, Any]:
-        """What a step works on: rays, and pixels of photos that are compared."""
+        """What a step works on: rays of each phase, and pixels of photos that are compared."""
         dataset = self.pipeline.datamanager.train_dataset
         camera = dataset.cameras[0]
         height, width = int(camera.height), int(camera.width)
         if self.side.space == "rgb":
-            rays = pixels = RGB_RAYS
+            rays = pixels = {"training": RGB_RAYS}
         else:
-            rays = self.pipeline.datamanager.get_train_rays_per_batch()
-            pixels = self.pipeline.datamanager.config.images_per_batch * height * width
+            rays, pixels = {}, {}
+            area = self.pipeline.datamanager.train_split.downscale**2
+            for phase in Phase:
+                bundle, batch = self.pipeline.next_batch(0, phase)
+                rays[phase.value] = bundle.size
+                if "image" not in batch:
+                    pixels[phase.value] = bundle.size * area
+                else:
+                    seen = batch.get("inside", torch.ones(1)).expand(*batch["image"].shape[:3], 1)
+                    pixels[phase.value] = int(seen.sum())
         return {
             "views": len(dataset),
             "height": height,
@@ -70,17 +80,24 @@ class SideWorker:
 
     # Training ------------------------------------------------------------------------------------------------
 
-    def set_short_schedule(self, latent_supervision_steps: int, rgb_alignment_steps: int) -> None:
-        """Phases of these lengths, with rates that suit short runs (those of `scripts/compare_autoencoders.py`)."""
-        from igae_nerfstudio.engine.phases import TwoPhaseSchedule
+    def set_schedule(self, latent_supervision_steps: int, rgb_alignment_steps: int) -> Tuple[int, int]:
+        """Keep the configured schedule if it has no more steps than these; else take these, with rates that suit short
+        runs (those of `scripts/compare_autoencoders.py`).
 
-        self.pipeline.schedule = TwoPhaseSchedule(latent_supervision_steps, rgb_alignment_steps, decoder_lr_decay=0.998)
-        self.trainer.optimizers.config["decoder"]["optimizer"].lr = 5e-4
+        Returns:
+            The steps of the two phases.
+        """
+        schedule = self.pipeline.config.schedule()
+        if schedule.total_steps > latent_supervision_steps + rgb_alignment_steps:
+            schedule = TwoPhaseSchedule(latent_supervision_steps, rgb_alignment_steps, decoder_lr_decay=0.998)
+            self.trainer.optimizers.config["decoder"]["optimizer"].lr = 5e-4
+        self.pipeline.schedule = schedule
+        return schedule.latent_supervision_steps, schedule.rgb_alignment_steps
 
     def prepare_timing(self) -> None:
         """The usual schedule, and grids as they are for most of a training: those that grow at their last size, and
         Instant-NGP's, which is full at first and soon sparse, the same for both sides and as it is (`upkeep`)."""
-        if self.side.space == "latent":
+        if self.side.space != "rgb":
             self.pipeline.schedule = self.pipeline.config.schedule()
         for step in getattr(self._scene(), "upsampling_iters", ()):
             self._callbacks(int(step), after=True)
@@ -116,12 +133,29 @@ class SideWorker:
         """Only what steps cost matters here: the decoder's latent pixel and the background stay the other's."""
         self.pipeline.load_pipeline(torch.load(path, map_location="cpu", weights_only=True), step=0)
 
-    def train(self, stage: Stage, seconds: float, at_least: int = 1) -> List[float]:
-        """Take steps for some time; returns the seconds of each."""
+    def train(self, stage: Stage, seconds: float, at_least: int = 1, share: float = 1.0) -> List[float]:
+        """Take steps for some time; returns the seconds of each.
+
+        Args:
+            stage: what is trained.
+            seconds: how long.
+            at_least: so many steps in any case.
+            share: of the usual rays of a step; in latents of its images or random rays.
+        """
+        self._set_share(share)
         taken: List[float] = []
         while len(taken) < at_least or sum(taken) < seconds:
             taken.append(self._timed(lambda: self._step(stage)))
         return taken
+
+    def _set_share(self, share: float) -> None:
+        data = self.pipeline.datamanager
+        if self.side.space == "rgb":
+            data.train_pixel_sampler.set_num_rays_per_batch(round(share * RGB_RAYS))
+            return
+        for name in ("images_per_batch", "random_latent_rays"):
+            usual = self._usual.setdefault(name, getattr(data.config, name))
+            setattr(data.config, name, round(share * usual))
 
     def _step(self, stage: Stage) -> None:
         first = self.pipeline.schedule.latent_supervision_steps if stage == "RGB alignment" else 0
@@ -158,7 +192,7 @@ class SideWorker:
         self.pipeline.eval()
         camera = self._camera(size)
         model = self.pipeline.model
-        if self.side.space == "latent":
+        if self.side.space != "rgb":
             taken = self._timed(lambda: model.get_outputs_for_camera(camera))
             latent = model.render(camera).latent[None]
             return {"seconds": taken, "decode": self._timed(lambda: model.decode(latent)), "share": 1.0}
@@ -181,7 +215,7 @@ class SideWorker:
         camera = self.pipeline.datamanager.eval_dataset.cameras[0:1].to(self.device)
         factor = (size + 1e-3) / int(max(camera.height.max(), camera.width.max()))
         camera.rescale_output_resolution(factor)
-        if self.side.space == "latent":  # as if it had been trained on such pictures
+        if self.side.space != "rgb":  # as if it had been trained on such pictures
             self.pipeline.model.set_training_cameras(camera)
         return camera
 
@@ -192,7 +226,7 @@ class SideWorker:
         dataset = self.pipeline.datamanager.eval_dataset
         views = [i * len(dataset) // PSNR_VIEWS for i in range(min(PSNR_VIEWS, len(dataset)))]
         errors: List[Tensor] = []
-        if self.side.space == "latent":
+        if self.side.space != "rgb":
             self.pipeline.model.set_training_cameras(self.pipeline.datamanager.train_dataset.cameras)
             for view in views:
                 rendered = self.pipeline.model.render(dataset.cameras[view : view + 1]).rgb

@@ -17,6 +17,7 @@ from typing import Any, Dict, List, Literal, Optional, Tuple, Type
 import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import colormaps, profiler, writer
@@ -181,12 +182,12 @@ class LatentPipeline(VanillaPipeline):
         colour = self.datamanager.train_dataset.background_colour
         background = self.autoencoder.encode_colour(colour).to(self.device)
         model.scene.set_background(model.normalizer.normalize(background))
-        if self.datamanager.get_train_rays_per_batch() >= LARGE_STEP:
-            self._check_step_fits(split)
+        largest = max(self.next_batch(0, phase)[0].size for phase in Phase)
+        if largest >= LARGE_STEP:
+            self._check_step_fits(split, largest)
 
-    def _check_step_fits(self, split: LatentSplit) -> None:
-        """Try a small part of a step; raises InputError where the whole needs more memory than is free."""
-        count = self.datamanager.get_train_rays_per_batch()
+    def _check_step_fits(self, split: LatentSplit, count: int) -> None:
+        """Try a small part of a step of `count` rays; raises InputError where the whole needs more than is free."""
         with torch.random.fork_rng():
             rays = split.rays[:1].flatten()
             rays = rays[torch.arange(0, len(rays), SHARE, device=rays.origins.device)]
@@ -205,14 +206,16 @@ class LatentPipeline(VanillaPipeline):
         Returns:
             The scene model's outputs, the losses (to be summed), and metrics.
         """
-        data, aligning = self.datamanager, self.phase is Phase.RGB_ALIGNMENT
+        return self._losses(*self.next_batch(step, self.phase))
+
+    def next_batch(self, step: int, phase: Phase) -> Tuple[RayBundle, Dict[str, Any]]:
+        """Rays and targets of a step: whole images, or what the phase takes in their place."""
+        data, aligning = self.datamanager, phase is Phase.RGB_ALIGNMENT
         if aligning and data.config.alignment_patch_size:
-            rays, batch = data.next_train_patches(step, self._decoder_margin())
-        elif not aligning and data.config.random_latent_rays:
-            rays, batch = data.next_train_rays(step)
-        else:
-            rays, batch = data.next_train(step)
-        return self._losses(rays, batch)
+            return data.next_train_patches(step, self._decoder_margin())
+        if not aligning and data.config.random_latent_rays:
+            return data.next_train_rays(step)
+        return data.next_train(step)
 
     def _decoder_margin(self) -> int:
         if self._margin is None:

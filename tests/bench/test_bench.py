@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from igae_nerfstudio.bench import sides, worker
 from igae_nerfstudio.bench.bench import STEPS, BenchCommand, MethodBench, Results
 from igae_nerfstudio.bench.report import write_report
 from igae_nerfstudio.bench.sides import METHODS, RGB_RAYS, Side, trainer_config
+from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.pictures import photo_of
 
@@ -53,8 +55,9 @@ def test_a_side_trains_renders_and_is_measured(
     facts = measured.facts()
     assert (facts["views"], facts["height"], facts["width"]) == (6, 64, 64)
     if space == "latent":
-        assert (facts["rays"], facts["pixels"]) == (4 * 8 * 8, 4 * 64 * 64)
-        measured.set_short_schedule(2, 2)
+        for phase in Phase:
+            assert (facts["rays"][phase.value], facts["pixels"][phase.value]) == (4 * 8 * 8, 4 * 64 * 64)
+        assert measured.set_schedule(2, 2) == (2, 2)
     stages = ("training",) if space == "rgb" else ("latent supervision", "RGB alignment")
     before = measured.psnr()
     measured.prepare_timing()
@@ -64,6 +67,9 @@ def test_a_side_trains_renders_and_is_measured(
         assert sum(longer) >= 0.3 and all(seconds > 0 for seconds in longer)
     if space == "latent":
         assert measured.pipeline.phase.value == "RGB alignment"
+        assert len(measured.pipeline.next_batch(0, Phase.RGB_ALIGNMENT)[1]["image"]) == 4
+        measured.train("RGB alignment", 0.0, share=0.25)
+        assert len(measured.pipeline.next_batch(0, Phase.RGB_ALIGNMENT)[1]["image"]) == 1
     assert measured.psnr() != before
     picture = measured.render(128, 100.0)
     assert picture["share"] == 1 and picture["seconds"] > 0
@@ -121,18 +127,101 @@ def test_psnr_of_a_known_picture(blender_scene: Path, tmp_path: Path, monkeypatc
     assert measured.psnr() == pytest.approx(float(expected), abs=0.3)
 
 
+def test_work_is_counted_as_it_is_done(blender_scene: Path, tmp_path: Path) -> None:
+    """Random rays and patches, in the place of whole images."""
+    config = replace(side(blender_scene, tmp_path, space="latent", size=128), preset="fast")
+    facts = worker.SideWorker(config).facts()
+    assert (facts["rays"]["latent supervision"], facts["pixels"]["latent supervision"]) == (1024, 1024 * 64)
+    assert facts["rays"]["RGB alignment"] == 4 * 16 * 16  # there is no room for a margin
+    assert facts["pixels"]["RGB alignment"] == 4 * 128 * 128
+
+
 class Scripted:
     """A worker whose every step and picture takes a known time."""
 
     def __init__(self, steps: dict, picture: dict) -> None:
         self.steps, self.picture, self.calls = steps, picture, []
-        self.facts = {"rays": 1000, "pixels": 2000, "height": 128, "width": 128, "parameters": 7, "views": 3}
+        self.facts = {
+            "rays": dict.fromkeys(steps, 1000),
+            "pixels": dict.fromkeys(steps, 2000),
+            "height": 128,
+            "width": 128,
+            "parameters": 7,
+            "views": 3,
+        }
 
     def __call__(self, command: str, *arguments):
         self.calls.append((command, *arguments))
         if command == "train":
-            return [self.steps[arguments[0]]]
+            share = arguments[3] if len(arguments) > 3 else 1
+            return [self.steps[arguments[0]] * share]
         return {"render": self.picture, "memory": {"RAM": 10.0}, "checkpoint_size": 2.0, "upkeep": 0.0}[command]
+
+
+def test_quick_extrapolates_long_steps_of_both_sides_and_says_so(tmp_path: Path) -> None:
+    rgb = Scripted({"training": 40.0}, {})
+    latent = Scripted({"latent supervision": 20.0, "RGB alignment": 0.5}, {})
+    command = BenchCommand(tmp_path, tmp_path, quick=True, sizes=(128,), rounds=2, seconds=4)
+    results = Results()
+    MethodBench(command, "vanilla-nerf", results)._training(rgb, latent)
+    shares = {call[1]: call[-1] for call in rgb.calls + latent.calls if call[0] == "train"}
+    assert shares == {"training": 0.25, "latent supervision": 0.25, "RGB alignment": 1.0}
+    step = results.get("vanilla-nerf", "rgb", 128, "training", "step")
+    assert step["median"] == 40 and "25% of their rays" in step["note"]
+    assert "note" not in results.get("vanilla-nerf", "latent", 128, "RGB alignment", "step")
+
+
+class Learner(Scripted):
+    """A worker whose PSNR grows with its steps."""
+
+    def __init__(self, steps: dict, gain: float) -> None:
+        super().__init__(steps, {})
+        self.gain, self.taken, self.schedule = gain, 0, None
+
+    def __call__(self, command: str, *arguments):
+        if command == "set_schedule":
+            self.schedule = arguments
+            return arguments
+        if command == "psnr":
+            return 10 + self.gain * self.taken
+        if command == "train" and arguments[0] == "training":
+            count = round(arguments[1] / self.steps["training"])
+            self.taken += count
+            return [self.steps["training"]] * count
+        if command == "train" and len(arguments) == 2:
+            self.taken += 1
+        return super().__call__(command, *arguments)
+
+    def replace(self) -> None:
+        self.taken = 0
+
+
+def test_how_much_sooner_the_defaults_get_where_a_peer_ends(tmp_path: Path) -> None:
+    """The peer's steps take half as long as ours and bring a fifth; it ends at 14 dB after 40 s, ours is there
+    after 16 s."""
+    phases = ("latent supervision", "RGB alignment")
+    sides = {
+        "rgb": Learner({"training": 1.0}, 0.05),
+        "latent": Learner(dict.fromkeys(phases, 0.5), 0.125),
+        "peer": Learner(dict.fromkeys(phases, 0.25), 0.025),
+    }
+    results = Results()
+    bench = MethodBench(BenchCommand(tmp_path, tmp_path, peer=tmp_path), "tensorf", results)
+    bench._quality(sides, 40.0)
+    assert sides["latent"].schedule == (28, 52) and sides["latent"].taken == 80
+    assert sides["peer"].schedule == (56, 104) and sides["peer"].taken == 160
+    assert [len(curve) for curve in results.curves["tensorf"].values()] == [10, 10, 10]
+
+    def seconds(space: str):
+        return results.get("tensorf", space, 128, "short schedule", "time to the peer's last PSNR")
+
+    assert seconds("peer")["median"] == pytest.approx(40)
+    assert seconds("latent")["median"] == pytest.approx(16)
+    assert seconds("rgb") is None  # it ends at 12 dB
+    write_report(tmp_path, results, {"scene": "a", "seconds": 1.0})
+    (row,) = [line for line in (tmp_path / "bench.md").read_text().splitlines() if "the peer's last" in line]
+    assert row.split(" | ")[2:] == ["-", "16 s", "-", "40 s", "**2.50** |"]
+    assert (tmp_path / "psnr_over_time.png").stat().st_size > 5000
 
 
 def test_the_schedule_is_extrapolated_and_the_ratio_is_rgb_over_latent(tmp_path: Path) -> None:
