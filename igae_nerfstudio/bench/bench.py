@@ -24,7 +24,10 @@ SLICES, QUICK_SLICES = 10, 5
 """In training for quality, the sides take turns so many times."""
 
 QUICK_SHARE = 1 / 4
-"""`--quick` times very long steps on this share of their rays, and multiplies."""
+"""Very long steps of `PROPORTIONATE` methods are timed by `--quick` on this share of their rays, and multiplied."""
+PROPORTIONATE = ("vanilla-nerf",)
+"""Methods whose step is nothing but the network's evaluations for its rays; grids cost as much for few rays as for
+many."""
 
 
 @dataclass
@@ -220,7 +223,7 @@ class MethodBench:
         steps: Dict[str, List[float]] = {}
         shares: Dict[str, float] = {}
         for worker, _, phase in phases:  # warms up; a step that takes this long is no worse than the next
-            share = QUICK_SHARE if self.command.quick else 1.0
+            share = QUICK_SHARE if self.command.quick and self.method in PROPORTIONATE else 1.0
             first = worker("train", phase, 0.0, 1, share)
             shares[phase] = share if first[0] > 2 * self.budget else 1.0
             steps[phase] = first if first[0] > self.budget and shares[phase] == share else []
