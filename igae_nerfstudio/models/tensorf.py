@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Dict, Literal, Type
 
 import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
-from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.cameras.rays import RayBundle, RaySamples
 from nerfstudio.field_components.field_heads import FieldHead, FieldHeadNames
 from nerfstudio.model_components.losses import scale_gradients_by_distance_squared
 from nerfstudio.models.tensorf import TensoRFModel, TensoRFModelConfig
@@ -58,7 +58,7 @@ class LatentTensoRF(LatentModel, TensoRFModel):
             occupied = self.renderer_accumulation(coarse_weights).flatten() >= EMPTY_RAY
 
         fine = self.sampler_pdf(ray_bundle, coarse, coarse_weights)
-        field_outputs = self.field(fine, mask=occupied, bg_color=self.renderer_rgb.background)
+        field_outputs = self._field_outputs(fine, occupied)
         if self.config.use_gradient_scaling:
             field_outputs = scale_gradients_by_distance_squared(field_outputs, fine)
         weights = fine.get_weights(field_outputs[FieldHeadNames.DENSITY])
@@ -67,6 +67,21 @@ class LatentTensoRF(LatentModel, TensoRFModel):
             "accumulation": torch.clamp(self.renderer_accumulation(weights), min=0),
             "depth": self.renderer_depth(weights, fine),
         }
+
+    def _field_outputs(self, samples: RaySamples, occupied: Tensor) -> Dict[FieldHeadNames, Tensor]:
+        """Densities (R, S, 1) and latents (R, S, c) of samples; 0 and background on rays that are not `occupied` (R,).
+
+        Latents, which cost most, are evaluated where the density is above 0 alone. That changes nothing: elsewhere the
+        weight is 0, and so is, as the density ends in a ReLU, every gradient.
+        """
+        density = torch.zeros(*samples.shape, 1, device=occupied.device)
+        latent = self.renderer_rgb.background.expand(*samples.shape, -1).clone()
+        if occupied.any():
+            density[occupied] = self.field.get_density(samples[occupied])
+            dense = density[..., 0] > 0
+            if dense.any():
+                latent[dense] = self.field.get_outputs(samples[dense][:, None])[:, 0]
+        return {FieldHeadNames.DENSITY: density, FieldHeadNames.RGB: latent}
 
     def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
         """As in Nerfstudio, with its total variation (twice the mean square) computed faster."""
