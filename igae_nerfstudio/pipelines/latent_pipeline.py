@@ -175,8 +175,9 @@ class LatentPipeline(VanillaPipeline):
         with first_process_first():
             split = self.datamanager.encode_train_split(self.autoencoder)
         model = self.model
-        model.normalizer.fit(split.latents)
-        model.preview.fit(model.normalizer.normalize(split.latents))
+        latents = split.latents.float()
+        model.normalizer.fit(latents)
+        model.preview.fit(model.normalizer.normalize(latents))
         model.set_training_cameras(self.datamanager.train_dataset.cameras)
         model.scene.set_training_cameras(self.datamanager.train_dataset.cameras)
         colour = self.datamanager.train_dataset.background_colour
@@ -192,7 +193,7 @@ class LatentPipeline(VanillaPipeline):
             rays = split.rays[:1].flatten()
             rays = rays[torch.arange(0, len(rays), SHARE, device=rays.origins.device)]
             of_scene = kept_bytes(self.model, lambda: self.model.scene(rays))[0] * count / len(rays)
-            tile = self.model.normalizer.normalize(split.latents[:1, :8, :8])
+            tile = self.model.normalizer.normalize(split.latents[:1, :8, :8].float())
             of_decoder = kept_bytes(self.model, lambda: self.model.decode(tile))[0] * count / tile[..., 0].numel()
         # As much again goes for gradients on the way back, but not all at once.
         check_fits(1.5 * (of_scene + of_decoder), self.device, f"steps of {count} latent rays")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
-from igae_nerfstudio.data.latent_datamanager import LatentSplit
+from igae_nerfstudio.data.latent_datamanager import LatentSplit, compact
 
 H, W, DOWNSCALE = 60, 45, 8  # latents 8 x 6, the last of them beyond the photo's edge
 
@@ -51,3 +51,10 @@ def test_a_window_larger_than_the_image_is_the_image() -> None:
     assert torch.equal(batch["latent"][0], split.latents[0])
     inside = batch["inside"][0, ..., 0].bool()
     assert inside.sum() == H * W and bool(inside[:H, :W].all())
+
+
+def test_latents_are_kept_in_half_precision_unless_that_changes_them() -> None:
+    latents = 3 * torch.randn(2, 4, 4, 16, generator=torch.Generator().manual_seed(0))
+    assert compact(latents).dtype == torch.float16
+    for lost in (1e5 * latents, 1e-7 * latents, 1000 + latents):  # too large, too small, too far from 0
+        assert torch.equal(compact(lost), lost)

@@ -47,10 +47,10 @@ def test_losses_are_the_papers(pipeline: LatentPipeline, monkeypatch: pytest.Mon
     monkeypatch.setattr(pipeline.datamanager, "next_train", lambda step: (rays, batch))
     photos = batch["image"]
     encoded = pipeline.autoencoder.encode(photos.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    torch.testing.assert_close(encoded, batch["latent"])
+    torch.testing.assert_close(encoded, batch["latent"], rtol=1e-3, atol=1e-4)  # kept in half precision
 
     outputs, losses, _ = pipeline.get_train_loss_dict(3)
-    target = pipeline.model.normalizer.normalize(encoded).view(-1, 6)
+    target = pipeline.model.normalizer.normalize(batch["latent"]).view(-1, 6)
     for part in ("coarse", "fine"):
         by_hand = (outputs[f"latent_{part}"] - target).square().mean()
         torch.testing.assert_close(losses[f"latent_loss_{part}"], by_hand)
