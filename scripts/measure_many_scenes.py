@@ -8,8 +8,9 @@
 is a comparison too; run again, it goes on. JOINT is the --output-dir of an `igae-scenes train`. The kinds: `joint`, as
 it is; `plain`, without the shared planes, but with the renderer and the start that the joint training gives
 (`SharedPart.as_plain`); `scratch`, plain latent Tri-Planes from noise, which have nothing of it but the scale of the
-latents; `rgb`, plain Tri-Planes of colours from noise (configs/many_scenes/rgb.yaml). It writes results.json, table.md
-and comparison.png. `scale` writes scale.json and scale.png.
+latents; `rgb`, plain Tri-Planes of colours from noise (configs/many_scenes/rgb.yaml). `learnt` takes what an
+`igae-scenes exploit` has learnt, FOLDER its --output-dir, for instance with exploit.train_shared. It writes
+results.json, table.md and comparison.png. `scale` writes scale.json and scale.png.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from igae_nerfstudio.many_scenes.results import SharedPart, write_scene
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 CONFIGS = Path(__file__).parents[1] / "configs" / "many_scenes"
-KINDS = ("joint", "plain", "scratch", "rgb")
+KINDS = ("joint", "plain", "scratch", "rgb", "learnt")
 COUNTS = (10, 100, 1000)
 """Numbers of scenes in `scale`."""
 
@@ -81,6 +82,9 @@ def run_comparison(arguments: argparse.Namespace) -> None:
         folder, _, kind = folder.partition(":")
         if kind not in KINDS:
             raise SystemExit(f"variant {item}: after the colon must stand one of {', '.join(KINDS)}")
+        if kind == "learnt":
+            jobs[name] = (SharedPart.load(Path(folder)), finished_tasks(Path(folder), arguments.scenes))
+            continue
         part = shared_part(Path(folder), kind)
         config = load_config(overrides=arguments.set, of=ManyScenesConfig, base=to_dict(part.config))
         out = arguments.output_dir / name.replace("/", "-")
@@ -93,6 +97,21 @@ def run_comparison(arguments: argparse.Namespace) -> None:
             outcome = run_task(task)
             say(f"{time.strftime('%H:%M:%S')} {name}: {task.name}: {outcome.error or 'learnt'}")
         report(arguments.output_dir, jobs, seconds)
+
+
+@dataclasses.dataclass
+class FinishedTask:
+    """A scene that is learnt; what `SceneTask` says of it."""
+
+    name: str
+    result_path: Path
+
+
+def finished_tasks(folder: Path, scenes: List[Path]) -> List[FinishedTask]:
+    """What `igae-scenes exploit` has learnt of some folders of scenes."""
+    results = {path.parent.name: path for path in folder.glob("scenes/*/result.json")}
+    names = sorted(scene.name for place in scenes for scene in place.iterdir() if scene.name in results)
+    return [FinishedTask(name, results[name]) for name in names]
 
 
 def shared_part(folder: Path, kind: str) -> SharedPart:

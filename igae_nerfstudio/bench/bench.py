@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -271,12 +272,13 @@ class MethodBench:
         spent = dict.fromkeys(sides, 0.0)
         ahead = {space: self._schedule(worker, seconds) for space, worker in sides.items() if space != "rgb"}
         schedules = {space: " + ".join(str(count) for count in counts.values()) for space, counts in ahead.items()}
-        for _ in range(slices):
+        for number in range(slices):
             for space, worker in sides.items():
                 if space == "rgb":
                     taken = sum(worker("train", "training", seconds / slices))
-                else:
-                    taken = self._latent_slice(worker, seconds / slices, ahead[space])
+                else:  # the last one takes what the schedule has left
+                    most = seconds / slices if number < slices - 1 else math.inf
+                    taken = self._latent_slice(worker, most, ahead[space])
                 if taken:
                     spent[space] += taken
                     curves[space].append((spent[space], worker("psnr")))
@@ -303,13 +305,13 @@ class MethodBench:
 
     def _schedule(self, worker, seconds: float) -> Dict[str, int]:
         """Give a latent side its own schedule if that fits into the time, else one that fills it; returns its steps."""
-        supervision, alignment = (worker("train", phase, 0.0, 2)[-1] for phase in LATENT_STEPS)
+        supervision, alignment = (min(worker("train", phase, 0.0, 4)[1:]) for phase in LATENT_STEPS)
         worker.replace()  # the steps that told the schedule do not count
         counts = (max(1, round(0.35 * seconds / supervision)), max(1, round(0.65 * seconds / alignment)))
         return dict(zip(LATENT_STEPS, worker("set_schedule", *counts)))
 
     def _latent_slice(self, latent, seconds: float, ahead: Dict[str, int]) -> float:
-        """Train for some seconds in whatever phase has steps ahead; returns the seconds."""
+        """Train for at most some seconds, in whatever phase has steps ahead; returns the seconds."""
         spent = 0.0
         for phase in LATENT_STEPS:
             while ahead[phase] and spent < seconds:

@@ -154,7 +154,8 @@ class Scripted:
         self.calls.append((command, *arguments))
         if command == "train":
             share = arguments[3] if len(arguments) > 3 else 1
-            return [self.steps[arguments[0]] * share]
+            count = arguments[2] if len(arguments) > 2 else 1
+            return [self.steps[arguments[0]] * share] * count
         return {"render": self.picture, "memory": {"RAM": 10.0}, "checkpoint_size": 2.0, "upkeep": 0.0}[command]
 
 
