@@ -32,6 +32,12 @@ class CompareCommand:
 
     def run(self) -> None:
         """Render and write."""
+        from igae_nerfstudio.engine.interruption import ends_in_one_line
+
+        with ends_in_one_line(f"while comparing: {self.output_path} was not written, and the runs are as they were"):
+            self._run()
+
+    def _run(self) -> None:
         from igae_nerfstudio.console import say
         from igae_nerfstudio.errors import InputError
         from igae_nerfstudio.pipelines.finished_run import FinishedRun

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Optional, Sequence
 
 from igae_nerfstudio.console import warn
-from igae_nerfstudio.engine.interruption import handles_interrupts, stopped
+from igae_nerfstudio.engine.interruption import handles_interrupts, say_at_once, stopped
 from igae_nerfstudio.engine.port import check_port
 from igae_nerfstudio.pipelines.pictures import find_ffmpeg
 
@@ -49,7 +49,8 @@ def prepare_command(arguments: Optional[Sequence[str]] = None) -> None:
     if handles_interrupts():
 
         def end(number: int, frame: Optional[FrameType]) -> None:
-            raise stopped(WHAT_IS_KEPT[command])
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more, and the process ends without a word
+            raise stopped(WHAT_IS_KEPT[command], say_at_once)
 
         signal.signal(signal.SIGINT, end)
 
