@@ -9,6 +9,7 @@ from typing import Dict, List
 
 import numpy as np
 import torch
+import yaml
 from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.eval_utils import eval_setup
@@ -37,6 +38,12 @@ class FinishedRun:
                 config, self.pipeline, _, _ = eval_setup(self.config_path, test_mode="inference")
         except InputError:
             raise
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or " ".join(str(error).split())
+            raise InputError(
+                f"{self.config_path} cannot be read: {problem}; restore the file, or install the versions of "
+                "Nerfstudio and of its plugins that made the run"
+            ) from error
         except (Exception, SystemExit) as error:  # Nerfstudio ends the process where a checkpoint is missing
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
             raise InputError(
