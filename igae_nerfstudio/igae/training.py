@@ -150,7 +150,7 @@ class IGAETrainer:
             self.planes = PlaneStore(output_dir / "cache" / "planes", (self.views.num_scenes, *self.own_shape()))
         self.log = RunLog(output_dir, tensorboard, wandb, to_dict(config)) if self.main else None
         self.stage, self.step = 1, 0
-        self.steps = WholeSteps()
+        self.whole_steps = WholeSteps()
         self._begun = False
         self._saved = (1, 0)
         self.optimizers = self._make_optimizers()
@@ -235,7 +235,7 @@ class IGAETrainer:
             SystemExit: ctrl-C; the step was finished, its state is kept and named.
         """
         try:
-            with self.steps:
+            with self.whole_steps:
                 return self._run()
         except KeyboardInterrupt:
             raise self._stopped() from None
@@ -249,13 +249,13 @@ class IGAETrainer:
         if self.stage == 1:
             self._run_stage(1)
             self.end_stage(1)
-            self.steps.begin()  # between the stages no state is whole
+            self.whole_steps.begin()  # between the stages no state is whole
             self.stage, self.step = 2, 0
             if self.config.stage2.latent_rescaling is not None:
                 self._rescale_latents(self.config.stage2.latent_rescaling)
             self.optimizers = self._make_optimizers()
             self.save_checkpoint()
-            self.steps.end()
+            self.whole_steps.end()
         self._run_stage(2)
         self.end_stage(2)
         self.save_checkpoint()
@@ -269,7 +269,7 @@ class IGAETrainer:
     def _stopped(self) -> SystemExit:
         """Keep the last whole step and name it. One of several processes may be a step ahead of the others, so those
         keep the checkpoint before."""
-        if self._begun and not self.steps.inside and self.world == 1:
+        if self._begun and not self.whole_steps.inside and self.world == 1:
             with undisturbed():
                 self.save_checkpoint()
         if not self.main:
@@ -355,10 +355,10 @@ class IGAETrainer:
         with Progress(*columns, *times, disable=self.quiet or not self.main) as progress:
             task = progress.add_task(self.STAGES[stage], total=total, completed=self.step)
             while self.step < total:
-                self.steps.begin()
+                self.whole_steps.begin()
                 losses = self.train_step(schedule.groups(self.step, self.rank, self.world), schedule)
                 self.step += 1
-                self.steps.end()
+                self.whole_steps.end()
                 self._report(losses, progress)
                 progress.update(task, completed=self.step)
 
