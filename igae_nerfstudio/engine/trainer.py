@@ -104,6 +104,7 @@ class SafeTrainer(Trainer):
             with self.steps:
                 super().train()
         except KeyboardInterrupt:
+            self.config.logging.profiler = "none"  # whose table would stand below the line that is to be read
             if self._last_done + 1 < self.total_steps():
                 raise self._stopped() from None
             self._keep_last_step()

@@ -14,12 +14,12 @@ from types import FrameType
 from typing import Optional, Sequence
 
 from igae_nerfstudio.console import warn
-from igae_nerfstudio.engine.interruption import handles_interrupts, say_at_once, stopped
+from igae_nerfstudio.engine.interruption import STATUS, handles_interrupts, say_at_once, stopped
 from igae_nerfstudio.engine.port import check_port
 from igae_nerfstudio.pipelines.pictures import find_ffmpeg
 
 WHAT_IS_KEPT = {
-    "ns-render": "while rendering: pictures that are already written stay; run the command again for the rest",
+    "ns-render": "while rendering: pictures that are already written stay, a film is cut short; run the command again",
     "ns-eval": "while evaluating: nothing was written, and the run is as it was",
     "ns-export": "while exporting: the run is as it was",
     "ns-viewer": "in the viewer: the run is as it was",
@@ -50,6 +50,8 @@ def prepare_command(arguments: Optional[Sequence[str]] = None) -> None:
 
         def end(number: int, frame: Optional[FrameType]) -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more, and the process ends without a word
+            # What fails on the way out is of no interest, such as a film whose ffmpeg ctrl-C has ended as well.
+            sys.excepthook = lambda *error: os._exit(STATUS)
             raise stopped(WHAT_IS_KEPT[command], say_at_once)
 
         signal.signal(signal.SIGINT, end)

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ from igae_nerfstudio.pipelines.finished_commands import prepare_command, value_o
 
 
 @pytest.fixture(autouse=True)
-def _default_handler():
+def _default_handler(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,6 +74,27 @@ def test_ctrl_c(command: str, capsys) -> None:
         os.kill(os.getpid(), signal.SIGINT)
     assert end.value.code == STATUS
     assert capsys.readouterr().out.startswith("Stopped by ctrl-C ")
+
+
+def test_ctrl_c_that_ends_ffmpeg_too(tmp_path: Path) -> None:
+    """A terminal sends it to both; mediapy then fails while it closes the film."""
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    code = f"""
+import os, signal, sys
+import mediapy, numpy as np
+from igae_nerfstudio.pipelines.finished_commands import prepare_command
+mediapy.set_ffmpeg({imageio_ffmpeg.get_ffmpeg_exe()!r})
+prepare_command(["ns-render", "dataset"])
+with mediapy.VideoWriter("film.mp4", (64, 64)) as film:
+    for number in range(1000):
+        film.add_image(np.full((64, 64, 3), number % 256, np.uint8))
+        if number == 20:
+            os.killpg(0, signal.SIGINT)
+"""
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, start_new_session=True)
+    assert result.returncode == STATUS and "Traceback" not in result.stderr, result.stderr[-2000:]
+    assert "Stopped by ctrl-C while rendering: " in result.stdout
 
 
 def test_other_programs_are_left_alone() -> None:
