@@ -63,7 +63,7 @@ def _construct_object(loader: yaml.Loader, suffix: str, node: yaml.MappingNode) 
         state: Dict[Any, Any] = loader.construct_mapping(node, deep=True)
     except yaml.constructor.ConstructorError as error:
         raise InputError(
-            f"the run's config.yml names what is not installed: {error.problem}; the run was made with other versions "
+            f"the run's config.yml cannot be read: {error.problem}; it is damaged, or made with other versions "
             "of Nerfstudio or of its plugins: install those, or train again"
         ) from error
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
