@@ -32,8 +32,15 @@ class CompareCommand:
 
     def run(self) -> None:
         """Render and write."""
+        from igae_nerfstudio.engine.interruption import ends_in_one_line
+
+        with ends_in_one_line(f"while comparing: {self.output_path} was not written, and the runs are as they were"):
+            self._run()
+
+    def _run(self) -> None:
         from igae_nerfstudio.console import say
         from igae_nerfstudio.errors import InputError
+        from igae_nerfstudio.files import write_atomically
         from igae_nerfstudio.pipelines.finished_run import FinishedRun
         from igae_nerfstudio.pipelines.pictures import find_ffmpeg, sheet, to_uint8, write_film
 
@@ -66,7 +73,8 @@ class CompareCommand:
             rows = (dict(zip(columns, ([picture] for picture in row))) for row in zip(*columns.values()))
             write_film(self.output_path, [sheet(row, captions) for row in rows], self.frame_rate)
         else:
-            sheet(columns, captions).save(self.output_path)
+            picture = sheet(columns, captions)
+            write_atomically(self.output_path, lambda file: picture.save(file, format="png"))
         say(str(self.output_path))
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, latent_config, tiny_autoencoder, write_blender_scene
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from igae_nerfstudio.compare import CompareCommand
+from igae_nerfstudio.engine.interruption import STATUS
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.finished_run import FinishedRun
-from igae_nerfstudio.pipelines.pictures import LINE, sheet, to_uint8
+from igae_nerfstudio.pipelines.pictures import LINE, broken, sheet, to_uint8, write_film
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +93,62 @@ def test_captions_stand_below(tmp_path: Path) -> None:
         assert text.min() < 128 < text.max()
 
 
+def test_names_that_are_too_long_are_broken() -> None:
+    """Nothing is cut off, and nothing reaches into the next column."""
+    name, measure = "igae-kplanes-rgb lighthouse (2)", ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength
+    for width in (30, 60, 100, 200):
+        lines = broken(name, width)
+        assert "".join(lines).replace(" ", "") == name.replace(" ", "")
+        assert all(measure(line) <= width for line in lines)
+    assert broken(name, 100) == ["igae-kplanes-rgb", "lighthouse (2)"] and broken(name, 400) == [name]
+    black = [np.zeros((60, 60, 3), np.uint8)]
+    one, two = (np.asarray(sheet({"photo": black, title: black})) for title in ("render", "render of a run"))
+    assert two.shape[0] == one.shape[0] + LINE
+    assert two[:LINE].min() < 128 and two[LINE : 2 * LINE, 60:].min() < 128 and two[LINE : 2 * LINE, :60].min() == 255
+    assert (two[2 * LINE : 2 * LINE + 60] == 0).all()
+
+
+@pytest.mark.parametrize("too", ["ffmpeg too", "this alone"])
+def test_ctrl_c_while_a_film_is_written(too: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No half film; where ffmpeg gets it as well, as from a terminal, mediapy fails in its own words."""
+    mediapy = pytest.importorskip("mediapy")
+    pytest.importorskip("imageio_ffmpeg")
+    (tmp_path / "a.mp4").write_text("before")
+
+    def interrupted(path, images, fps):
+        Path(path).write_text("half")
+        try:
+            raise KeyboardInterrupt
+        finally:
+            if too == "ffmpeg too":
+                raise RuntimeError(f"Error writing '{path}'")
+
+    monkeypatch.setattr(mediapy, "write_video", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_film(tmp_path / "a.mp4", [Image.new("RGB", (4, 4))], 24)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"] and (tmp_path / "a.mp4").read_text() == "before"
+
+
+def test_ctrl_c_ends_in_one_line(runs: dict[str, Path], tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupted(self, camera):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FinishedRun, "render", interrupted)
+    with pytest.raises(SystemExit) as end:
+        CompareCommand((runs["latent"],), tmp_path / "a.png", views=1).run()
+    assert end.value.code == STATUS and not (tmp_path / "a.png").exists()
+    assert f"Stopped by ctrl-C while comparing: {tmp_path / 'a.png'} was not written" in capsys.readouterr().out
+
+
 def test_bad_input_is_named(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.yml").write_text("!!python/object:nowhere.Config {}\n")
+    damaged = tmp_path / "broken"
+    damaged.mkdir()
+    (damaged / "config.yml").write_text("!!python/object:nowhere.Config {}\n")
     for arguments, message in (
         ({"runs": (empty,)}, "no run in .*empty"),
-        ({"runs": (broken,)}, "broken/config.yml cannot be loaded"),
+        ({"runs": (damaged,)}, "broken/config.yml cannot be read: cannot find module 'nowhere'"),
         ({"output_path": tmp_path / "a.gif"}, "must end in .png or .mp4"),
         ({"names": ("one", "two", "three")}, "3 --names for 1 runs"),
         ({"views": 0}, "positive --views"),
@@ -108,6 +156,12 @@ def test_bad_input_is_named(runs: dict[str, Path], tmp_path: Path, monkeypatch: 
     ):
         with pytest.raises(InputError, match=message):
             CompareCommand(**{"runs": (runs["latent"],), "output_path": tmp_path / "a.png", **arguments}).run()
+    (checkpoint,) = runs["elsewhere"].glob("**/*.ckpt")
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:-1000])
+    with pytest.raises(InputError, match=f"{checkpoint} is damaged; train again"):
+        CompareCommand((runs["elsewhere"],), tmp_path / "a.png").run()
+    checkpoint.write_bytes(whole)
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
     with pytest.raises(InputError, match="needs ffmpeg"):

@@ -64,6 +64,12 @@ class BenchCommand:
 
     def run(self) -> None:
         """Measure and report."""
+        from igae_nerfstudio.engine.interruption import ends_in_one_line
+
+        with ends_in_one_line(f"while measuring: methods that were finished before are in {self.output_dir}"):
+            self._run()
+
+    def _run(self) -> None:
         from igae_nerfstudio.bench.report import write_report
         from igae_nerfstudio.bench.sides import METHODS, native_size
         from igae_nerfstudio.console import say
@@ -177,6 +183,10 @@ class MethodBench:
                     workers[-1]("prepare_timing")
                     workers[-1]("load_state", state)
                     self._training(rgb, workers[-1])
+        except KeyboardInterrupt:
+            for worker in workers:
+                worker.kill()
+            raise
         finally:
             for worker in workers:
                 worker.close()

@@ -12,12 +12,14 @@ import signal
 import sys
 import time
 import traceback
+from multiprocessing import forkserver
 from typing import Any, Callable, Dict, List, Literal, Tuple
 
 import torch
 from torch import Tensor
 
 from igae_nerfstudio.bench.sides import RGB_RAYS, Side, trainer_config
+from igae_nerfstudio.engine.interruption import undisturbed
 from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.pictures import photo_of, rendered_rgb
@@ -287,6 +289,8 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "igae_nerfstudio.pipelines.latent_pipeline"])
+    with undisturbed():  # ctrl-C is for the parent, which ends them; they take over that it is ignored
+        forkserver.ensure_running()
     return context
 
 
@@ -338,8 +342,15 @@ class Worker:
             pass
         self._process.join(timeout=10)
         if self._process.is_alive():
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process at once, whatever it does."""
+        try:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.join()
+        except ProcessLookupError:  # it has gone, or has no group of its own yet
+            self._process.kill()
+        self._process.join()
 
 
 def _serve(side: Side, connection: Any, log: str) -> None:

@@ -18,6 +18,10 @@ def hint(data: Path, parser: str) -> Optional[str]:
         data: what the user passed.
         parser: the dataparser's class name.
     """
+    if data == Path():  # where --data is left out
+        here = Path.cwd()
+        what = hint(here, parser) or f"{here} cannot be read as one. Pass the folder of a dataset with --data"
+        return f"without --data the working folder is the dataset; {what}"
     if not data.exists():
         near = _nearest(data)
         return f"there is no {data}{f'; {near} exists' if near else ''}. Pass the folder of a dataset with --data"
@@ -53,6 +57,8 @@ def _file_hint(path: Path) -> Optional[str]:
         return f"{path} is an archive. Unpack it and pass the folder with --data"
     if suffix in PHOTOS:
         return f"{path} is one photo. A scene needs many, with camera poses; pass the folder of a dataset with --data"
+    if path.name in ("transforms_train.json", "transforms_val.json", "transforms_test.json"):
+        return f"{path} is one split of a dataset in Blender's format. Pass --data {path.parent} and add `blender-data`"
     return None if suffix == ".json" else f"{path} is a file. Pass the folder of a dataset with --data"
 
 

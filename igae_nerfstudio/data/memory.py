@@ -3,13 +3,16 @@ memory cannot say why."""
 
 from __future__ import annotations
 
-from typing import Callable, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, Set, Tuple
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, latents_of
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
 from igae_nerfstudio.errors import InputError
 
 LARGE_SPLIT = 50_000_000
@@ -42,8 +45,8 @@ def check_fits(needed: float, device: torch.device | str, what: str) -> None:
         )
 
 
-def kept_bytes(module: nn.Module, forward: Callable[[], object]) -> Tuple[int, int]:
-    """Bytes that autograd keeps for the gradient of a computation: all together, and the largest tensor.
+def kept_bytes(module: nn.Module, forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps for the gradient of a computation.
 
     Args:
         module: its parameters do not count.
@@ -61,14 +64,42 @@ def kept_bytes(module: nn.Module, forward: Callable[[], object]) -> Tuple[int, i
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.enable_grad():
         forward()
-    return sum(sizes), max(sizes)
+    return sum(sizes)
+
+
+class PeakMemory(TorchDispatchMode):
+    """While entered, counts the bytes of the tensors that were made since and live at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        """The most so far."""
+        self._live: Dict[int, Tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {place for place, _ in _storages((args, kwargs))}
+        made = func(*args, **(kwargs or {}))
+        self._live = {place: (storage, size) for place, (storage, size) in self._live.items() if not storage.expired()}
+        for place, storage in _storages(made):
+            if place not in given:  # neither a view of what was there nor changed in place
+                self._live.setdefault(place, (StorageWeakRef(storage), storage.nbytes()))
+        self.bytes = max(self.bytes, sum(size for _, size in self._live.values()))
+        return made
+
+
+def _storages(values: Any) -> Iterator[Tuple[int, torch.UntypedStorage]]:
+    """Address and storage of each tensor in nested containers."""
+    for value in tree_leaves(values):
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            yield storage.data_ptr(), storage
 
 
 def check_split_fits(count: int, size: Tuple[int, int], autoencoder: Autoencoder, device: torch.device | str) -> None:
     """Whether a split can be read and encoded.
 
-    Counted are photos as uint8, latents and rays (11 numbers each), which exist twice while they are stacked, and four
-    of the encoder's largest maps of one photo.
+    Counted are photos as uint8, latents and rays (11 numbers each), which exist twice while they are stacked, and what
+    the encoder needs for one photo, from a small one.
 
     Args:
         count: photos.
@@ -84,8 +115,9 @@ def check_split_fits(count: int, size: Tuple[int, int], autoencoder: Autoencoder
         return
     latent_pixels = -(-height // autoencoder.downscale) * -(-width // autoencoder.downscale)
     tile = 8 * autoencoder.downscale
-    picture = torch.rand(1, 3, tile, tile, device=autoencoder.device, requires_grad=True)
-    _, largest = kept_bytes(autoencoder.module, lambda: latents_of(autoencoder.module.encode(2 * picture - 1)))
+    picture = torch.zeros(1, 3, tile, tile, dtype=torch.uint8, device=autoencoder.device)
+    with torch.no_grad(), PeakMemory() as peak:
+        autoencoder.encode(picture.float() / 255)
     needed = count * height * width * 3 + 2 * count * latent_pixels * (autoencoder.latent_channels + 11) * 4
-    needed += 4 * largest * height * width // tile**2
+    needed += peak.bytes * height * width // tile**2
     check_fits(needed, device, f"{count} photos of {width} x {height} and their latents")

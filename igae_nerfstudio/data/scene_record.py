@@ -56,11 +56,18 @@ def recorded_dataset(path: Path) -> Path:
 
 def _load(path: Path) -> Dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: record[name] for name in ("data", "splits")}
     except Exception as error:
-        raise InputError(
-            f"the cameras kept in {path} cannot be read ({type(error).__name__}); put the dataset back to where it was"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    words = " ".join(str(error).split())
+    return InputError(
+        f"the cameras kept in {path} cannot be read ({type(error).__name__}: {words[:80]}): the file is damaged or of "
+        "another version; put the dataset back to where it was"
+    )
 
 
 @dataclass
@@ -82,10 +89,13 @@ class SceneRecord(DataParser):
         if split not in saved:
             raise InputError(f"the dataset had no split '{split}' when the run was trained, only {', '.join(saved)}")
         outputs = dict(saved[split])
-        cameras: Dict[str, Any] = outputs.pop("cameras")
-        return DataparserOutputs(
-            cameras=Cameras(**cameras),
-            image_filenames=[Path(name) for name in outputs.pop("image_filenames")],
-            scene_box=SceneBox(aabb=outputs.pop("scene_box")),
-            **outputs,
-        )
+        try:
+            cameras: Dict[str, Any] = outputs.pop("cameras")
+            return DataparserOutputs(
+                cameras=Cameras(**cameras),
+                image_filenames=[Path(name) for name in outputs.pop("image_filenames")],
+                scene_box=SceneBox(aabb=outputs.pop("scene_box")),
+                **outputs,
+            )
+        except (KeyError, TypeError) as error:
+            raise _unreadable(self.config.record, error) from error

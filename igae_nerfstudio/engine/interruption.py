@@ -5,10 +5,13 @@ A training step that has begun is finished first, so that the state that is save
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Optional
+from typing import Any, Callable, Iterator, Optional
 
 from igae_nerfstudio.console import say
 
@@ -16,10 +19,40 @@ STATUS = 128 + signal.SIGINT
 """Exit status of a command that ctrl-C ended, as shells have it."""
 
 
-def stopped(message: str) -> SystemExit:
-    """Say what is kept; raise what this returns to end the command."""
+def stopped(message: str, say: Callable[[str], None] = say) -> SystemExit:
+    """Say what is kept; raise what this returns to end the command. A signal handler says it with `say_at_once`."""
     say(f"Stopped by ctrl-C {message}")
     return SystemExit(STATUS)
+
+
+def say_at_once(message: str) -> None:
+    """Print one line from a signal handler: it may have come in the middle of a `say`, which is entered once."""
+    try:
+        os.write(sys.stdout.fileno(), f"\n{message}\n".encode())
+    except (AttributeError, OSError, ValueError):  # no file lies below, as in a notebook
+        say(message)
+
+
+@contextmanager
+def ends_in_one_line(kept: str) -> Iterator[None]:
+    """Around a command: ctrl-C ends it and says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise stopped(kept) from None
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """While entered, ctrl-C does nothing: a state is being saved, and people press the keys more than once."""
+    ours = handles_interrupts()
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def handles_interrupts() -> bool:
@@ -67,4 +100,4 @@ class WholeSteps:
         if not self.inside or self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        say("Stopping after this step; ctrl-C once more stops at once.")
+        say_at_once("Stopping after this step; ctrl-C once more stops at once.")

@@ -2,8 +2,9 @@
 
 Nerfstudio writes a run's configuration as pickled YAML, with the dotted names of classes. Its commands read it before
 any code of a method runs, so a class that has moved or a setting that is new ends them in a traceback. This module
-reads the objects of this package, and of no other: a name that has moved is followed, one that is gone ends in one
-line, settings that the file lacks take their defaults, and those that are no longer known are passed over.
+reads the objects of this package, and of others only what lies within: a name that has moved is followed, one that is
+gone ends in one line, settings that the file lacks take their defaults, and those that are no longer known are passed
+over.
 """
 
 from __future__ import annotations
@@ -58,7 +59,13 @@ def _construct_object(loader: yaml.Loader, suffix: str, node: yaml.MappingNode) 
     kind = _find(PACKAGE + suffix)
     instance = kind.__new__(kind)
     yield instance
-    state: Dict[Any, Any] = loader.construct_mapping(node)
+    try:  # deep: what is inside is made now, and what it lacks is met here
+        state: Dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    except yaml.constructor.ConstructorError as error:
+        raise InputError(
+            f"the run's config.yml cannot be read: {error.problem}; it is damaged, or made with other versions "
+            "of Nerfstudio or of its plugins: install those, or train again"
+        ) from error
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         _fit(kind, state)
     instance.__dict__.update(state)

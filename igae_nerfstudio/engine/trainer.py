@@ -28,7 +28,7 @@ from nerfstudio.utils.misc import step_check
 from torch import Tensor
 
 from igae_nerfstudio.console import say, warn
-from igae_nerfstudio.engine.interruption import WholeSteps, stopped
+from igae_nerfstudio.engine.interruption import WholeSteps, stopped, undisturbed
 from igae_nerfstudio.engine.port import check_port
 from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
 from igae_nerfstudio.engine.progress import PhaseProgress
@@ -104,19 +104,18 @@ class SafeTrainer(Trainer):
             with self.steps:
                 super().train()
         except KeyboardInterrupt:
+            self.config.logging.profiler = "none"  # whose table would stand below the line that is to be read
             if self._last_done + 1 < self.total_steps():
                 raise self._stopped() from None
+            self._keep_last_step()
             say(f"Closed by ctrl-C; the finished run is {self.base_dir}")
         finally:
             self.config.max_num_iterations = configured
 
     def _stopped(self) -> SystemExit:
         """Keep the last whole step and name it."""
+        self._keep_last_step()
         kept = self.checkpoints()
-        whole = not self.steps.inside and self._last_done >= self._start_step
-        if whole and self._last_done not in [step for step, _ in kept]:
-            self.save_checkpoint(self._last_done)
-            kept = self.checkpoints()
         if not kept:
             return stopped(f"{self._where()}: no step was done, nothing is kept but the latent cache")
         step, path = kept[-1]
@@ -124,6 +123,12 @@ class SafeTrainer(Trainer):
             f"{self._where()}: the state after step {step} is kept in {path}. Go on with the same command and "
             f"--load-dir {self.checkpoint_dir}"
         )
+
+    def _keep_last_step(self) -> None:
+        whole = not self.steps.inside and self._last_done >= self._start_step
+        if whole and self._last_done not in [step for step, _ in self.checkpoints()]:
+            with undisturbed():
+                self.save_checkpoint(self._last_done)
 
     def _where(self) -> str:
         """Where the training is, for a message."""

@@ -48,6 +48,7 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from igae_nerfstudio.console import CONSOLE, say, warn
+from igae_nerfstudio.engine.interruption import stopped
 from igae_nerfstudio.errors import InputError
 
 FORMAT = 1
@@ -677,15 +678,19 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """The command.
 
     Returns:
-        Exit status: 0 when at least one of the scenes asked for is there, 1 when none is, 130 after ctrl-C.
+        Exit status: 0 when at least one of the scenes asked for is there, 1 when none is.
+
+    Raises:
+        SystemExit: ctrl-C; finished scenes stay.
     """
     config = tyro.cli(RenderObjects, args=arguments)
     start = time.monotonic()
     try:
         report = render_all(config)
     except KeyboardInterrupt:
-        warn("Stopped. Scenes that were finished stay; the same command goes on with the others.")
-        return 130
+        raise stopped(
+            f"while rendering: finished scenes stay in {config.output_dir}; the same command goes on with the others"
+        ) from None
     for relative, reason in sorted(report.failed.items()):
         warn(f"failed: {relative}: {reason}")
     say(f"{report}; {time.monotonic() - start:.0f} s in all, into {config.output_dir}")

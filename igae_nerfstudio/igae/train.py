@@ -32,20 +32,23 @@ class TrainCommand:
 
     def run(self) -> None:
         """Train."""
-        from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-        from igae_nerfstudio.igae.config import load_config
-        from igae_nerfstudio.igae.training import IGAETrainer
+        from igae_nerfstudio.engine.interruption import ends_in_one_line
 
-        trainer = IGAETrainer(
-            load_config(*self.config, overrides=self.set),
-            self.scenes,
-            self.images,
-            AutoencoderConfig(name_or_path=self.autoencoder),
-            self.output_dir,
-            tensorboard=self.tensorboard,
-            wandb=self.wandb,
-        )
-        trainer.run()
+        with ends_in_one_line(f"before the first step; the same command starts again, into {self.output_dir}"):
+            from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+            from igae_nerfstudio.igae.config import load_config
+            from igae_nerfstudio.igae.training import IGAETrainer
+
+            trainer = IGAETrainer(
+                load_config(*self.config, overrides=self.set),
+                self.scenes,
+                self.images,
+                AutoencoderConfig(name_or_path=self.autoencoder),
+                self.output_dir,
+                tensorboard=self.tensorboard,
+                wandb=self.wandb,
+            )
+            trainer.run()
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum, 
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.engine.interruption import STATUS, WholeSteps, stopped, undisturbed
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.igae.config import IGAEConfig, Stage1Config, Stage2Config, to_dict
 from igae_nerfstudio.igae.export import export_autoencoder
@@ -149,6 +150,9 @@ class IGAETrainer:
             self.planes = PlaneStore(output_dir / "cache" / "planes", (self.views.num_scenes, *self.own_shape()))
         self.log = RunLog(output_dir, tensorboard, wandb, to_dict(config)) if self.main else None
         self.stage, self.step = 1, 0
+        self.whole_steps = WholeSteps()
+        self._begun = False
+        self._saved = (1, 0)
         self.optimizers = self._make_optimizers()
         self._last_checkpoint = time.monotonic()
 
@@ -225,19 +229,33 @@ class IGAETrainer:
     # The run -------------------------------------------------------------------------------------------------
 
     def run(self) -> Path:
-        """Both stages, from the start or from where the last run ended; returns the autoencoder's folder."""
+        """Both stages, from the start or from where the last run ended; returns the autoencoder's folder.
+
+        Raises:
+            SystemExit: ctrl-C; the step was finished, its state is kept and named.
+        """
+        try:
+            with self.whole_steps:
+                return self._run()
+        except KeyboardInterrupt:
+            raise self._stopped() from None
+
+    def _run(self) -> Path:
         resumed = self._resume()
         self._encode_all_views()
         if not resumed:
             self._begin()
+        self._begun = True
         if self.stage == 1:
             self._run_stage(1)
             self.end_stage(1)
+            self.whole_steps.begin()  # between the stages no state is whole
             self.stage, self.step = 2, 0
             if self.config.stage2.latent_rescaling is not None:
                 self._rescale_latents(self.config.stage2.latent_rescaling)
             self.optimizers = self._make_optimizers()
             self.save_checkpoint()
+            self.whole_steps.end()
         self._run_stage(2)
         self.end_stage(2)
         self.save_checkpoint()
@@ -247,6 +265,22 @@ class IGAETrainer:
             self.log.close()
         self.accelerator.wait_for_everyone()
         return folder
+
+    def _stopped(self) -> SystemExit:
+        """Keep the last whole step and name it. One of several processes may be a step ahead of the others, so those
+        keep the checkpoint before."""
+        if self._begun and not self.whole_steps.inside and self.world == 1:
+            with undisturbed():
+                self.save_checkpoint()
+        if not self.main:
+            return SystemExit(STATUS)
+        kept, (stage, step) = self._newest_checkpoint(), self._saved
+        if kept is None:
+            return stopped(f"before the first checkpoint of {self.output_dir}; the same command starts again")
+        return stopped(
+            f"in stage {self.stage} at step {self.step}: the state after step {step} of stage {stage} is kept in "
+            f"{kept}; the same command goes on from there"
+        )
 
     def export(self, folder: Path) -> None:
         """Write the result; `folder` is the autoencoder's."""
@@ -321,8 +355,10 @@ class IGAETrainer:
         with Progress(*columns, *times, disable=self.quiet or not self.main) as progress:
             task = progress.add_task(self.STAGES[stage], total=total, completed=self.step)
             while self.step < total:
+                self.whole_steps.begin()
                 losses = self.train_step(schedule.groups(self.step, self.rank, self.world), schedule)
                 self.step += 1
+                self.whole_steps.end()
                 self._report(losses, progress)
                 progress.update(task, completed=self.step)
 
@@ -617,7 +653,8 @@ class IGAETrainer:
                     current.rename(old)
                 new.rename(current)
                 shutil.rmtree(old, ignore_errors=True)
-            except OSError as error:
+                self._saved = (self.stage, self.step)
+            except (OSError, RuntimeError) as error:  # torch's words for a full disk are the second
                 shutil.rmtree(new, ignore_errors=True)
                 warn(f"No checkpoint at step {self.step} of stage {self.stage}: {error}; the earlier one is kept.")
         self.accelerator.wait_for_everyone()
@@ -638,11 +675,17 @@ class IGAETrainer:
         folder = self._newest_checkpoint()
         if folder is None:
             return False
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise InputError(
+                f"{folder / 'state.pt'} cannot be read ({type(error).__name__}); put a good one there, or remove "
+                f"{folder} to train from the start"
+            ) from error
         self._check_same(folder, state)
         for name, module in self.modules().items():
             module.load_state_dict(state[name])
-        self.stage, self.step = state["stage"], state["step"]
+        self.stage, self.step = self._saved = state["stage"], state["step"]
         self.optimizers = self._make_optimizers()
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)

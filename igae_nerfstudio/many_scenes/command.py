@@ -32,20 +32,23 @@ class TrainCommand:
 
     def run(self) -> None:
         """Train."""
-        from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-        from igae_nerfstudio.igae.config import load_config
-        from igae_nerfstudio.many_scenes.config import ManyScenesConfig
-        from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
+        from igae_nerfstudio.engine.interruption import ends_in_one_line
 
-        ManyScenesTrainer(
-            load_config(*self.config, overrides=self.set, of=ManyScenesConfig),
-            self.scenes,
-            self.images,
-            AutoencoderConfig(name_or_path=self.autoencoder),
-            self.output_dir,
-            tensorboard=self.tensorboard,
-            wandb=self.wandb,
-        ).run()
+        with ends_in_one_line(f"before the first step; the same command starts again, into {self.output_dir}"):
+            from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+            from igae_nerfstudio.igae.config import load_config
+            from igae_nerfstudio.many_scenes.config import ManyScenesConfig
+            from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
+
+            ManyScenesTrainer(
+                load_config(*self.config, overrides=self.set, of=ManyScenesConfig),
+                self.scenes,
+                self.images,
+                AutoencoderConfig(name_or_path=self.autoencoder),
+                self.output_dir,
+                tensorboard=self.tensorboard,
+                wandb=self.wandb,
+            ).run()
 
 
 @dataclass
@@ -73,7 +76,13 @@ class ExploitCommand:
 
     def run(self) -> None:
         """Learn."""
-        from igae_nerfstudio.console import warn
+        from igae_nerfstudio.engine.interruption import ends_in_one_line
+
+        kept = f"while learning: finished scenes stay in {self.output_dir}; the same command goes on with the others"
+        with ends_in_one_line(kept):
+            self._run()
+
+    def _run(self) -> None:
         from igae_nerfstudio.errors import InputError
         from igae_nerfstudio.igae.config import load_config, to_dict
         from igae_nerfstudio.many_scenes.config import ManyScenesConfig
@@ -89,11 +98,7 @@ class ExploitCommand:
             if config.exploit.train_shared:
                 raise InputError("exploit.train_shared learns all scenes in one training; leave --ray out")
             run_all = on_ray(RayOptions(self.ray_address, self.ray_workers, self.ray_gpus))
-        try:
-            report = exploit(self.scenes, self.shared, self.output_dir, config, run_all)
-        except KeyboardInterrupt:
-            warn("Stopped. Finished scenes stay; the same command goes on with the others.")
-            raise SystemExit(130) from None
+        report = exploit(self.scenes, self.shared, self.output_dir, config, run_all)
         say_report(report, self.output_dir)
         if report.failed:
             raise SystemExit(1)
@@ -115,10 +120,13 @@ class ExportCommand:
     def run(self) -> None:
         """Write a run for each scene."""
         from igae_nerfstudio.console import say
-        from igae_nerfstudio.many_scenes.export import export_scene, find_learnt
+        from igae_nerfstudio.engine.interruption import ends_in_one_line
 
-        for folder in find_learnt(self.learnt):
-            say(f"ns-viewer --load-config {export_scene(folder, self.scenes, self.output_dir, self.timestamp)}")
+        with ends_in_one_line(f"while writing runs: those that were named are whole, in {self.output_dir}"):
+            from igae_nerfstudio.many_scenes.export import export_scene, find_learnt
+
+            for folder in find_learnt(self.learnt):
+                say(f"ns-viewer --load-config {export_scene(folder, self.scenes, self.output_dir, self.timestamp)}")
 
 
 COMMANDS: Dict[str, Callable[..., Any]] = {"train": TrainCommand, "exploit": ExploitCommand, "export": ExportCommand}

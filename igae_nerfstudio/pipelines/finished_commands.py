@@ -5,21 +5,27 @@ Their code is Nerfstudio's, and builds the pipeline first; this is called from t
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import signal
 import sys
+import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Optional, Sequence
 
+import yaml
+
 from igae_nerfstudio.console import warn
-from igae_nerfstudio.engine.interruption import handles_interrupts, stopped
+from igae_nerfstudio.engine.interruption import STATUS, handles_interrupts, say_at_once, stopped
 from igae_nerfstudio.engine.port import check_port
+from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.pictures import find_ffmpeg
 
 WHAT_IS_KEPT = {
-    "ns-render": "while rendering: pictures that are already written stay; run the command again for the rest",
+    "ns-render": "while rendering: pictures that are already written stay, a film is cut short; run the command again",
     "ns-eval": "while evaluating: nothing was written, and the run is as it was",
     "ns-export": "while exporting: the run is as it was",
     "ns-viewer": "in the viewer: the run is as it was",
@@ -28,13 +34,14 @@ WHAT_IS_KEPT = {
 
 
 def prepare_command(arguments: Optional[Sequence[str]] = None) -> None:
-    """See to ffmpeg, the port and ctrl-C, if this process is one of the commands above.
+    """See to ffmpeg, the port, the checkpoint and ctrl-C, if this process is one of the commands above.
 
     Args:
         arguments: of the process, by default `sys.argv`.
 
     Raises:
-        InputError: a film is asked for and there is no ffmpeg; the viewer's port is in use.
+        InputError: a film is asked for and there is no ffmpeg; the viewer's port is in use; the newest checkpoint is
+            damaged, or there is none.
     """
     arguments = sys.argv if arguments is None else arguments
     command = Path(arguments[0]).stem if arguments else ""
@@ -46,12 +53,40 @@ def prepare_command(arguments: Optional[Sequence[str]] = None) -> None:
         port = value_of("--viewer.websocket-port", arguments)
         if port is not None and port.isdigit():
             check_port(int(port))
+    config = value_of("--load-config", arguments)
+    if config is not None:
+        check_checkpoint(Path(config))
     if handles_interrupts():
 
         def end(number: int, frame: Optional[FrameType]) -> None:
-            raise stopped(WHAT_IS_KEPT[command])
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more, and the process ends without a word
+            # What fails on the way out is of no interest, such as a film whose ffmpeg ctrl-C has ended as well.
+            sys.excepthook = lambda *error: os._exit(STATUS)
+            raise stopped(WHAT_IS_KEPT[command], say_at_once)
 
         signal.signal(signal.SIGINT, end)
+
+
+def check_checkpoint(config: Path) -> None:
+    """Make sure that a run has a checkpoint, and that the newest, which Nerfstudio takes, is whole.
+
+    Args:
+        config: the run's config.yml.
+
+    Raises:
+        InputError: there is none; it is damaged.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # what it warns of was said when Nerfstudio read it
+        folder = yaml.load(config.read_text(), Loader=yaml.Loader).get_checkpoint_dir()
+    if not folder.exists():
+        raise InputError(f"{folder} is not there; run the command in the folder in which the run was trained")
+    found = sorted(folder.glob("step-*.ckpt"))
+    if not found:
+        raise InputError(f"{folder} is empty: the run ended before its first checkpoint; train again")
+    if not zipfile.is_zipfile(found[-1]):  # as torch.save writes them, with a directory at the end
+        whole = [path for path in found if zipfile.is_zipfile(path)]
+        remedy = f"remove it, and {whole[-1]} is taken" if whole else "train again"
+        raise InputError(f"{found[-1]} is damaged; {remedy}")
 
 
 def provide_ffmpeg() -> None:

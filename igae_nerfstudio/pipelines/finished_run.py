@@ -9,6 +9,7 @@ from typing import Dict, List
 
 import numpy as np
 import torch
+import yaml
 from nerfstudio.cameras.camera_paths import get_interpolated_camera_path
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.eval_utils import eval_setup
@@ -16,6 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.pipelines.finished_commands import check_checkpoint
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 from igae_nerfstudio.pipelines.pictures import photo_of, rendered_rgb, to_uint8
 
@@ -33,10 +35,17 @@ class FinishedRun:
     def __init__(self, path: Path) -> None:
         self.config_path = config_of(path)
         try:
+            check_checkpoint(self.config_path)
             with contextlib.redirect_stdout(io.StringIO()):
                 config, self.pipeline, _, _ = eval_setup(self.config_path, test_mode="inference")
         except InputError:
             raise
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or " ".join(str(error).split())
+            raise InputError(
+                f"{self.config_path} cannot be read: {problem}; restore the file, or install the versions of "
+                "Nerfstudio and of its plugins that made the run"
+            ) from error
         except (Exception, SystemExit) as error:  # Nerfstudio ends the process where a checkpoint is missing
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
             raise InputError(

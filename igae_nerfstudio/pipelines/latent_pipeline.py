@@ -192,9 +192,9 @@ class LatentPipeline(VanillaPipeline):
         with torch.random.fork_rng():
             rays = split.rays[:1].flatten()
             rays = rays[torch.arange(0, len(rays), SHARE, device=rays.origins.device)]
-            of_scene = kept_bytes(self.model, lambda: self.model.scene(rays))[0] * count / len(rays)
+            of_scene = kept_bytes(self.model, lambda: self.model.scene(rays)) * count / len(rays)
             tile = self.model.normalizer.normalize(split.latents[:1, :8, :8].float())
-            of_decoder = kept_bytes(self.model, lambda: self.model.decode(tile))[0] * count / tile[..., 0].numel()
+            of_decoder = kept_bytes(self.model, lambda: self.model.decode(tile)) * count / tile[..., 0].numel()
         # As much again goes for gradients on the way back, but not all at once.
         check_fits(1.5 * (of_scene + of_decoder), self.device, f"steps of {count} latent rays")
 

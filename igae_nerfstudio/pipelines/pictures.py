@@ -36,31 +36,60 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def sheet(columns: Dict[str, List[np.ndarray]], captions: Optional[Dict[str, str]] = None) -> Image.Image:
-    """Named columns of pictures (H, W, 3), one row per view, all of one size; captions stand below their columns."""
+    """Named columns of pictures (H, W, 3), one row per view, all of one size; captions stand below their columns.
+
+    Names and captions that are wider than a column are broken over several lines.
+    """
     body = np.concatenate([np.concatenate(row, axis=1) for row in zip(*columns.values())])
-    lines = max((text.count("\n") + 1 for text in captions.values()), default=0) if captions else 0
-    image = Image.new("RGB", (body.shape[1], body.shape[0] + LINE * (1 + lines) + 2), "white")
-    image.paste(Image.fromarray(body), (0, LINE))
-    draw = ImageDraw.Draw(image)
     width = body.shape[1] // len(columns)
-    for i, title in enumerate(columns):
-        draw.text((i * width + 2, 1), title[: width // 6], fill="black")
-        for number, text in enumerate((captions or {}).get(title, "").split("\n")):
-            draw.text((i * width + 2, body.shape[0] + LINE * (1 + number) + 1), text[: width // 6], fill="black")
+    titles = [broken(title, width - 4) for title in columns]
+    below = [broken((captions or {}).get(title, ""), width - 4) for title in columns]
+    head, foot = (LINE * max(map(len, texts)) for texts in (titles, below))
+    image = Image.new("RGB", (body.shape[1], head + body.shape[0] + (foot + 2 if captions else 2)), "white")
+    image.paste(Image.fromarray(body), (0, head))
+    draw = ImageDraw.Draw(image)
+    for lines, top in ((titles, 1), (below, head + body.shape[0] + 1)):
+        for column, texts in enumerate(lines):
+            for number, text in enumerate(texts):
+                draw.text((column * width + 2, top + LINE * number), text, fill="black")
     return image
 
 
+def broken(text: str, width: int) -> List[str]:
+    """The lines of a text, none wider than so many pixels: broken between words, and a long word anywhere."""
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength
+    lines = []
+    for line in text.split("\n"):
+        while measure(line) > width and len(line) > 1:
+            end = next((n for n in range(len(line) - 1, 1, -1) if measure(line[:n]) <= width), 1)
+            space = line.rfind(" ", 1, end + 1)
+            lines.append(line[: end if space < 0 else space])
+            line = line[len(lines[-1]) :].lstrip()
+        lines.append(line)
+    return lines
+
+
 def write_film(path: Path, frames: List[Image.Image], frame_rate: int) -> None:
-    """Write frames of one size as H.264, which wants even sides: odd ones lose a line.
+    """Write frames of one size as H.264, which wants even sides: odd ones lose a line. The file is whole or not there.
 
     Raises:
-        InputError: there is no ffmpeg.
+        InputError: there is no ffmpeg, or it fails.
     """
     import mediapy
 
     mediapy.set_ffmpeg(find_ffmpeg())
     width, height = (side // 2 * 2 for side in frames[0].size)
-    mediapy.write_video(str(path), [np.asarray(frame)[:height, :width] for frame in frames], fps=frame_rate)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        mediapy.write_video(str(part), [np.asarray(frame)[:height, :width] for frame in frames], fps=frame_rate)
+        part.replace(path)
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # a terminal sends ctrl-C to ffmpeg too
+            raise error.__context__ from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be written: ffmpeg failed ({reason[-200:]}); check the folder") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def find_ffmpeg() -> str:

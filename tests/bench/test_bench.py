@@ -13,6 +13,7 @@ from igae_nerfstudio.bench import sides, worker
 from igae_nerfstudio.bench.bench import STEPS, BenchCommand, MethodBench, Results
 from igae_nerfstudio.bench.report import write_report
 from igae_nerfstudio.bench.sides import METHODS, RGB_RAYS, Side, trainer_config
+from igae_nerfstudio.engine.interruption import STATUS
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.pictures import photo_of
@@ -273,6 +274,32 @@ def test_bad_input_is_named(blender_scene: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             BenchCommand(**{"data": blender_scene, "output_dir": tmp_path / "out", **arguments}).run()
+
+
+def test_ctrl_c_kills_the_sides_and_says_what_is_kept(
+    blender_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    killed = []
+
+    class Busy:
+        def __init__(self, side: Side) -> None:
+            self.side = side
+
+        def ready(self) -> None:
+            raise KeyboardInterrupt
+
+        def kill(self) -> None:
+            killed.append(self.side.space)
+
+        def close(self) -> None:
+            assert self.side.space in killed  # a busy one would not hear of it for a while
+
+    monkeypatch.setattr(worker, "Worker", Busy)
+    with pytest.raises(SystemExit) as end:
+        BenchCommand(blender_scene, tmp_path / "out").run()
+    assert end.value.code == STATUS and killed == ["rgb", "latent"]
+    line = f"Stopped by ctrl-C while measuring: methods that were finished before are in {tmp_path / 'out'}"
+    assert line in capsys.readouterr().out
 
 
 def test_a_side_that_fails_ends_in_one_line(blender_scene: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from igae_nerfstudio.errors import InputError
 
 NAMES = (
     "missing empty photos photos-below one-photo video folder-of-a-video zip folder-of-a-zip text other-format "
-    "folder-above colmap"
+    "folder-above colmap one-split"
 ).split()
 
 
@@ -51,6 +51,10 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
         "text": (folder / "notes.txt", "is a file"),
         "other-format": (folder / "blender", "Add `blender-data` after the options"),
         "folder-above": (folder / "above", "above.scene is one"),
+        "one-split": (
+            folder / "blender" / "transforms_train.json",
+            "one split of .* --data .*blender and add `blender",
+        ),
         "colmap": (folder / "sparse", "Add `colmap --colmap-path sparse/0` after"),
     }
 
@@ -67,6 +71,17 @@ def test_wrong_data_is_recognised(name: str, tmp_path: Path, autoencoder_dir: Pa
     with pytest.raises(InputError, match=expected) as error:
         config.pipeline.setup(device="cpu")
     assert "\n" not in str(error.value)
+
+
+def test_without_data_it_is_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"without --data the working folder is the dataset; {tmp_path} is empty" in (
+        hint(Path(), "Nerfstudio") or ""
+    )
+    photo(tmp_path / "a.jpg")
+    assert f"ns-process-data images --data {tmp_path} " in (hint(Path(), "Nerfstudio") or "")
+    (tmp_path / "cameras.json").touch()
+    assert "Pass the folder of a dataset with --data" in (hint(Path(), "Nerfstudio") or "")
 
 
 def test_other_dataparsers(tmp_path: Path) -> None:

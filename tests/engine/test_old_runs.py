@@ -61,6 +61,13 @@ def test_settings_of_other_versions(saved: str, capsys) -> None:
     assert "autoencoder, decoder_lr_decay take their defaults" in said and "old_setting are no longer known" in said
 
 
+def test_a_class_of_another_package_that_is_gone_is_named(saved: str) -> None:
+    text = saved.replace("blender_dataparser.BlenderDataParserConfig", "gone_dataparser.GoneDataParserConfig")
+    with pytest.raises(InputError, match=r"gone_dataparser.*other versions of Nerfstudio or of its plugins") as error:
+        read(text)
+    assert "\n" not in str(error.value)
+
+
 def test_other_packages_are_read_as_before() -> None:
     with pytest.raises(yaml.YAMLError):
         read("!!python/object:nerfstudio.no.Such {}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from watch_devices import WatchDevices
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.engine.interruption import STATUS
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.igae.config import IGAEConfig, load_config
 from igae_nerfstudio.igae.training import IGAETrainer
@@ -175,6 +178,80 @@ def test_a_stopped_training_ends_where_the_uninterrupted_one_does(
     lines = [json.loads(line) for line in (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()]
     steps = [(line["stage"], line["step"]) for line in lines if "total" in line]
     assert steps == [(1, i) for i in range(1, 7)] + [(2, i) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("stage, step", [(1, 2), (2, 3)])
+def test_ctrl_c_keeps_the_step_and_names_it(
+    data: dict[str, Path],
+    tmp_path: Path,
+    stage: int,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    whole = make_trainer(data, tmp_path / "whole").run()
+    trainer = make_trainer(data, tmp_path / "stopped")
+    losses = trainer.stage1_losses if stage == 1 else trainer.scene_losses
+
+    def interrupted(batch):
+        if (trainer.stage, trainer.step) == (stage, step):
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses(batch)
+
+    monkeypatch.setattr(trainer, losses.__name__, interrupted)
+    with pytest.raises(SystemExit) as end:
+        trainer.run()
+    assert end.value.code == STATUS
+    kept = tmp_path / "stopped" / "checkpoint"
+    said = capsys.readouterr().out
+    assert f"the state after step {step + 1} of stage {stage} is kept in {kept}; the same command goes on" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    folder = make_trainer(data, tmp_path / "stopped").run()
+    assert f"Going on with stage {stage} after step {step + 1}" in capsys.readouterr().out
+    assert torch.equal(weights_of(folder), weights_of(whole))
+
+
+def test_ctrl_c_twice_in_a_step_keeps_the_state_before(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a step is not a state: the planes may be written and the renderer not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    trainer = make_trainer(data, tmp_path)
+    losses = trainer.scene_losses
+
+    def interrupted(batch):
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses(batch)
+
+    monkeypatch.setattr(trainer, "scene_losses", interrupted)
+    with pytest.raises(SystemExit):
+        trainer.run()
+    assert "in stage 2 at step 2: the state after step 0 of stage 2 is kept" in capsys.readouterr().out
+    state = torch.load(tmp_path / "checkpoint" / "state.pt", weights_only=True)
+    assert (state["stage"], state["step"]) == (2, 0)
+
+
+def test_ctrl_c_while_views_are_encoded(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    trainer = make_trainer(data, tmp_path)
+    monkeypatch.setattr(trainer.autoencoder, "encode", lambda images: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit) as end:
+        trainer.run()
+    assert end.value.code == STATUS and not (tmp_path / "checkpoint").exists()
+    assert f"before the first checkpoint of {tmp_path}; the same command starts again" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_named(data: dict[str, Path], tmp_path: Path) -> None:
+    make_trainer(data, tmp_path).run()
+    path = tmp_path / "checkpoint" / "state.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=rf"{path} cannot be read .* remove {path.parent} to train from the start"):
+        make_trainer(data, tmp_path).run()
 
 
 def test_the_result_is_an_autoencoder_that_has_changed(data: dict[str, Path], tmp_path: Path) -> None:

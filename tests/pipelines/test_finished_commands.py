@@ -6,9 +6,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from conftest import latent_config
 
 from igae_nerfstudio.engine.interruption import STATUS
 from igae_nerfstudio.engine.port import check_port
@@ -18,7 +23,8 @@ from igae_nerfstudio.pipelines.finished_commands import prepare_command, value_o
 
 
 @pytest.fixture(autouse=True)
-def _default_handler():
+def _default_handler(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,14 +56,12 @@ def test_no_ffmpeg_at_all(monkeypatch, tmp_path: Path) -> None:
 
 def test_a_taken_port(taken_port: int) -> None:
     with pytest.raises(InputError, match=f"port {taken_port} cannot be had.*--viewer.websocket-port"):
-        prepare_command(["ns-viewer", "--load-config", "c.yml", "--viewer.websocket-port", str(taken_port)])
+        prepare_command(["ns-viewer", "--viewer.websocket-port", str(taken_port)])
     with pytest.raises(InputError, match=f"port {taken_port}"):
         check_port(taken_port)
 
 
 def test_a_taken_port_in_training(taken_port: int, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> None:
-    from conftest import latent_config
-
     config = latent_config("tensorf", blender_scene, autoencoder_dir, tmp_path)
     config.vis, config.viewer.websocket_port = "viewer", taken_port
     with pytest.raises(InputError, match=f"port {taken_port} cannot be had"):
@@ -71,6 +75,50 @@ def test_ctrl_c(command: str, capsys) -> None:
         os.kill(os.getpid(), signal.SIGINT)
     assert end.value.code == STATUS
     assert capsys.readouterr().out.startswith("Stopped by ctrl-C ")
+
+
+def test_ctrl_c_that_ends_ffmpeg_too(tmp_path: Path) -> None:
+    """A terminal sends it to both; mediapy then fails while it closes the film."""
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    code = f"""
+import os, signal, sys
+import mediapy, numpy as np
+from igae_nerfstudio.pipelines.finished_commands import prepare_command
+mediapy.set_ffmpeg({imageio_ffmpeg.get_ffmpeg_exe()!r})
+prepare_command(["ns-render", "dataset"])
+with mediapy.VideoWriter("film.mp4", (64, 64)) as film:
+    for number in range(1000):
+        film.add_image(np.full((64, 64, 3), number % 256, np.uint8))
+        if number == 20:
+            os.killpg(0, signal.SIGINT)
+"""
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, start_new_session=True)
+    assert result.returncode == STATUS and "Traceback" not in result.stderr, result.stderr[-2000:]
+    assert "Stopped by ctrl-C while rendering: " in result.stdout
+
+
+def test_the_newest_checkpoint_is_whole(tmp_path: Path, autoencoder_dir: Path) -> None:
+    config = latent_config("tensorf", tmp_path, autoencoder_dir, tmp_path / "runs")
+    folder = config.get_checkpoint_dir()
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.dump(config))
+    words = ["ns-eval", "--load-config", str(path)]
+    with pytest.raises(InputError, match=f"{folder} is not there"):
+        prepare_command(words)
+    folder.mkdir(parents=True)
+    with pytest.raises(InputError, match=f"{folder} is empty: the run ended before its first checkpoint"):
+        prepare_command(words)
+    for step in (9, 20):
+        torch.save({"step": step}, folder / f"step-{step:09d}.ckpt")
+    prepare_command(words)
+    newest = folder / "step-000000020.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.raises(InputError, match=f"{newest} is damaged; remove it, and {folder}/step-000000009.ckpt is taken"):
+        prepare_command(words)
+    (folder / "step-000000009.ckpt").write_bytes(b"")
+    with pytest.raises(InputError, match=f"{newest} is damaged; train again"):
+        prepare_command(words)
 
 
 def test_other_programs_are_left_alone() -> None:

@@ -116,6 +116,53 @@ def test_the_photo_beside_the_render(pipeline: LatentPipeline, panel: ViewerPane
     assert "photo" not in model.get_outputs_for_camera(camera_of(pipeline))
 
 
+def test_the_split_screen_has_the_render_left_and_the_autoencoded_photo_right(
+    pipeline: LatentPipeline, panel: ViewerPanel
+) -> None:
+    """Through Nerfstudio's own code, up to the picture that a page gets."""
+    from nerfstudio.utils.colormaps import ColormapOptions
+    from nerfstudio.viewer.render_state_machine import RenderStateMachine
+
+    sent = []
+    menu = SimpleNamespace(
+        output_render="rgb",
+        split=False,
+        split_percentage=0.5,
+        split_output_render="rgb",
+        colormap_options=ColormapOptions(),
+        split_colormap_options=ColormapOptions(),
+    )
+
+    def update_output_options(names: list[str]) -> None:
+        menu.output_render, menu.split_output_render = names[0], names[-1]  # as Nerfstudio's does
+
+    menu.update_output_options = update_output_options
+    viewer = SimpleNamespace(
+        control_panel=menu,
+        update_colormap_options=lambda **facts: None,
+        update_split_colormap_options=lambda **facts: None,
+        config=SimpleNamespace(jpeg_quality=75, image_format="png"),
+        stats_markdown=SimpleNamespace(content=""),
+        make_stats_markdown=lambda *facts: "",
+    )
+    scene = SimpleNamespace(set_background_image=lambda picture, **how: sent.append(picture))
+    client = SimpleNamespace(camera=SimpleNamespace(aspect=1.0), scene=scene)
+    machine = RenderStateMachine(viewer, 10.0, client)
+    choose(panel.photo, True)
+    menu.split = True
+    camera, dataset = camera_of(pipeline, 4), pipeline.datamanager.train_dataset
+    machine._send_output_to_viewer(pipeline.model.get_outputs_for_camera(camera))
+
+    (shown,) = (picture.astype(float) / 255 for picture in sent)
+    render = pipeline.model.render(camera).rgb.numpy()
+    batch = dataset.get_image_float32(4).permute(2, 0, 1)[None]
+    photo = pipeline.autoencoder.decode(pipeline.autoencoder.encode(batch), size=(48, 48))[0].permute(1, 2, 0).numpy()
+    assert np.abs(shown[:, :24] - render[:, :24]).max() < 0.01
+    assert np.abs(shown[:, 25:] - photo[:, 25:]).max() < 0.01  # the line between them is one pixel wide
+    apart = np.abs(render - photo)
+    assert apart[:, :24].max() > 0.05 and apart[:, 25:].max() > 0.05  # neither could stand for the other
+
+
 def test_turned_away_there_is_no_photo(pipeline: LatentPipeline, panel: ViewerPanel) -> None:
     away = deepcopy(camera_of(pipeline, 2))
     away.camera_to_worlds[0, :, [0, 2]] *= -1
