@@ -21,10 +21,11 @@ LARGE_STEP = 1 << 15
 """Rays of a step (32,768: four photos of 720 x 720) from which on its memory is looked at."""
 SHARE = 256
 """Of a large step, one ray in so many is tried."""
-REMEDY = (
-    "shrink the photos with --pipeline.datamanager.camera-res-scale-factor {factor:g}, or take fewer a step with "
-    "--pipeline.datamanager.images-per-batch"
-)
+SHRINK = "shrink the photos with --pipeline.datamanager.camera-res-scale-factor {factor:g}"
+SMALLER_STEPS = (
+    "take steps that do not grow with the photos (--pipeline.preset fast), or fewer photos a step "
+    "(--pipeline.datamanager.images-per-batch), or "
+) + SHRINK
 
 
 def free_memory(device: torch.device | str) -> int:
@@ -34,14 +35,15 @@ def free_memory(device: torch.device | str) -> int:
     return psutil.virtual_memory().available
 
 
-def check_fits(needed: float, device: torch.device | str, what: str) -> None:
-    """Raises InputError where `what` needs more bytes than a device has left; it names both and a scale that fits."""
+def check_fits(needed: float, device: torch.device | str, what: str, remedy: str = SHRINK) -> None:
+    """Raises InputError where `what` needs more bytes than a device has left; it names both and a remedy, in which
+    `factor` is a scale of the photos that fits."""
     free = free_memory(device)
     if needed > free:
         factor = next((f for f in (0.5, 0.25, 0.125) if needed * f * f < free), 0.1)
         raise InputError(
             f"{what} need about {needed / 1e9:.1f} GB, more than the {free / 1e9:.1f} GB that are free; "
-            f"{REMEDY.format(factor=factor)}"
+            f"{remedy.format(factor=factor)}"
         )
 
 

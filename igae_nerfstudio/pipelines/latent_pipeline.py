@@ -42,7 +42,7 @@ from igae_nerfstudio.data.latent_datamanager import (
     LatentDataManagerConfig,
     LatentSplit,
 )
-from igae_nerfstudio.data.memory import LARGE_STEP, SHARE, check_fits, kept_bytes
+from igae_nerfstudio.data.memory import LARGE_STEP, SHARE, SMALLER_STEPS, check_fits, kept_bytes
 from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError
@@ -196,7 +196,7 @@ class LatentPipeline(VanillaPipeline):
             tile = self.model.normalizer.normalize(split.latents[:1, :8, :8].float())
             of_decoder = kept_bytes(self.model, lambda: self.model.decode(tile)) * count / tile[..., 0].numel()
         # As much again goes for gradients on the way back, but not all at once.
-        check_fits(1.5 * (of_scene + of_decoder), self.device, f"steps of {count} latent rays")
+        check_fits(1.5 * (of_scene + of_decoder), self.device, f"steps of {count} latent rays", SMALLER_STEPS)
 
     # Training ------------------------------------------------------------------------------------------------
 
