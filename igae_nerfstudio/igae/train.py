@@ -33,19 +33,21 @@ class TrainCommand:
     def run(self) -> None:
         """Train."""
         from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+        from igae_nerfstudio.files import job_folder
         from igae_nerfstudio.igae.config import load_config
         from igae_nerfstudio.igae.training import IGAETrainer
 
-        trainer = IGAETrainer(
-            load_config(*self.config, overrides=self.set),
-            self.scenes,
-            self.images,
-            AutoencoderConfig(name_or_path=self.autoencoder),
-            self.output_dir,
-            tensorboard=self.tensorboard,
-            wandb=self.wandb,
-        )
-        trainer.run()
+        config = load_config(*self.config, overrides=self.set)
+        with job_folder(self.output_dir, "igae-train"):
+            IGAETrainer(
+                config,
+                self.scenes,
+                self.images,
+                AutoencoderConfig(name_or_path=self.autoencoder),
+                self.output_dir,
+                tensorboard=self.tensorboard,
+                wandb=self.wandb,
+            ).run()
 
 
 def main() -> None:

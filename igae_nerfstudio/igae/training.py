@@ -33,7 +33,8 @@ from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum, 
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.console import say, warn
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import DiskFull, InputError
+from igae_nerfstudio.files import bytes_text, reserve, why_not_written, write_atomically
 from igae_nerfstudio.igae.config import IGAEConfig, Stage1Config, Stage2Config, to_dict
 from igae_nerfstudio.igae.export import export_autoencoder
 from igae_nerfstudio.igae.latent_basis import consistent_basis, explained_shares
@@ -50,6 +51,9 @@ VALIDATION_IMAGES = 200
 
 BACKGROUND_RADIUS = 0.15
 """Normalised latents nearer to the background's than this are taken for background."""
+
+CHECKPOINTS = ("checkpoint.new", "checkpoint", "checkpoint.old")
+"""Folders of the checkpoint that is being written, the last one, and the one that it replaces."""
 
 Losses = Dict[str, Tensor]
 """Terms by the name of their weight in the config, unweighted."""
@@ -227,6 +231,8 @@ class IGAETrainer:
     def run(self) -> Path:
         """Both stages, from the start or from where the last run ended; returns the autoencoder's folder."""
         resumed = self._resume()
+        if self.main:
+            self._check_room()
         self._encode_all_views()
         if not resumed:
             self._begin()
@@ -247,6 +253,29 @@ class IGAETrainer:
             self.log.close()
         self.accelerator.wait_for_everyone()
         return folder
+
+    def _check_room(self) -> None:
+        """Raises DiskFull where the training's checkpoints have no room: a new one is written beside the last."""
+        folders = [self.output_dir / name for name in CHECKPOINTS]
+        there = sum(path.stat().st_size for folder in folders for path in folder.glob("*"))
+        needed = max(0, 2 * self.checkpoint_bytes() - there)
+        free = shutil.disk_usage(self.output_dir).free
+        if needed > free:
+            raise DiskFull(
+                f"the checkpoints of this training take {bytes_text(needed)} and {self.output_dir} has "
+                f"{bytes_text(free)} left; free some space and run the same command again, or choose another "
+                "--output-dir"
+            )
+
+    def checkpoint_bytes(self) -> int:
+        """About so many bytes has a checkpoint: scenes, weights, and two moments of what learns."""
+        modules = self.modules()
+        weights = sum(value.numel() for module in modules.values() for value in module.state_dict().values())
+        if not self.config.stage2.epochs:
+            modules.pop("autoencoder")
+        parameters = [value for module in modules.values() for value in module.parameters()]
+        learning = sum(value.numel() for value in parameters if value.requires_grad)
+        return 4 * (3 * math.prod(self.planes.shape) + weights + 2 * learning)
 
     def export(self, folder: Path) -> None:
         """Write the result; `folder` is the autoencoder's."""
@@ -523,8 +552,14 @@ class IGAETrainer:
         path, count = self._latents_path, math.prod(shape)
         if self.stage == 1 and self.accelerator.is_local_main_process and not path.exists():
             part = path.with_suffix(".part")
-            with part.open("wb") as file:
-                file.truncate(2 * count)
+            try:
+                reserve(part, 2 * count)
+            except OSError as error:
+                raise DiskFull(
+                    f"the latents of all views take {bytes_text(2 * count)} and {part.parent} has "
+                    f"{bytes_text(shutil.disk_usage(part.parent).free)} left ({error.strerror or error}); free some "
+                    "space and run the same command again, or take fewer scenes or views"
+                ) from error
             latents = torch.from_file(str(part), shared=True, size=count, dtype=torch.float16).view(shape)
             flat = [(scene, view) for scene, number in enumerate(self.counts) for view in range(number)]
             with Progress(disable=self.quiet or not self.main) as progress:
@@ -598,7 +633,7 @@ class IGAETrainer:
         self._last_checkpoint = time.monotonic()
         self.accelerator.wait_for_everyone()
         if self.main:
-            new, current, old = (self.output_dir / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+            new, current, old = (self.output_dir / name for name in CHECKPOINTS)
             shutil.rmtree(new, ignore_errors=True)
             state = {
                 "config": to_dict(self.config),
@@ -611,15 +646,22 @@ class IGAETrainer:
             }
             try:
                 self.planes.save(new)
-                torch.save(state, new / "state.pt")
+                write_atomically(new / "state.pt", lambda file: torch.save(state, file))
                 shutil.rmtree(old, ignore_errors=True)
                 if current.exists():
                     current.rename(old)
                 new.rename(current)
                 shutil.rmtree(old, ignore_errors=True)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
                 shutil.rmtree(new, ignore_errors=True)
-                warn(f"No checkpoint at step {self.step} of stage {self.stage}: {error}; the earlier one is kept.")
+                reason = why_not_written(error)
+                if reason is None and not isinstance(error, OSError):
+                    raise
+                warn(
+                    f"No checkpoint at step {self.step} of stage {self.stage} in {self.output_dir} "
+                    f"({reason or error}); earlier ones are kept, and the training goes on. Free "
+                    f"{bytes_text(self.checkpoint_bytes())}."
+                )
         self.accelerator.wait_for_everyone()
 
     def modules(self) -> Dict[str, nn.Module]:

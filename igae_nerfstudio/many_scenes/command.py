@@ -33,19 +33,22 @@ class TrainCommand:
     def run(self) -> None:
         """Train."""
         from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+        from igae_nerfstudio.files import job_folder
         from igae_nerfstudio.igae.config import load_config
         from igae_nerfstudio.many_scenes.config import ManyScenesConfig
         from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
 
-        ManyScenesTrainer(
-            load_config(*self.config, overrides=self.set, of=ManyScenesConfig),
-            self.scenes,
-            self.images,
-            AutoencoderConfig(name_or_path=self.autoencoder),
-            self.output_dir,
-            tensorboard=self.tensorboard,
-            wandb=self.wandb,
-        ).run()
+        config = load_config(*self.config, overrides=self.set, of=ManyScenesConfig)
+        with job_folder(self.output_dir, "igae-scenes train"):
+            ManyScenesTrainer(
+                config,
+                self.scenes,
+                self.images,
+                AutoencoderConfig(name_or_path=self.autoencoder),
+                self.output_dir,
+                tensorboard=self.tensorboard,
+                wandb=self.wandb,
+            ).run()
 
 
 @dataclass
