@@ -367,6 +367,8 @@ def _spread(items: list[Any], limit: Optional[int]) -> list[Any]:
 
 def _read_blender(folder: Path, split: str, size: int, limit_views: Optional[int]) -> Scene:
     path = folder / f"transforms_{split}.json"
+    if not path.is_file():
+        raise InputError(f"scene {folder} has no {path.name}; render it again with views of that split")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         frames = _spread(list(meta["frames"]), limit_views)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, first_line, load_autoencoder
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum, inner_convolutions
 from igae_nerfstudio.autoencoder.preview import LatentPreview
@@ -680,8 +680,15 @@ class IGAETrainer:
         folder = self._newest_checkpoint()
         if folder is None:
             return False
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        self._check_same(folder, state)
+        try:
+            state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            self._check_same(folder, state)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(
+                f"the checkpoint {folder} cannot be read ({reason}); move it away to train from the start, or choose "
+                "another --output-dir"
+            ) from error
         for name, module in self.modules().items():
             module.load_state_dict(state[name])
         self.stage, self.step = state["stage"], state["step"]
