@@ -13,3 +13,7 @@ class InputError(SystemExit):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"igae-nerfstudio: {message}")
+
+
+class DiskFull(InputError):
+    """A folder has no room for what is to be written there; after some space is freed, the same command goes on."""

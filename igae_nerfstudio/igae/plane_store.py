@@ -9,7 +9,6 @@ gradient nor optimiser work ("lazy" Adam: a scene's moments decay only when it i
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Dict, Sequence, Tuple
@@ -17,7 +16,8 @@ from typing import Dict, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import DiskFull, InputError
+from igae_nerfstudio.files import bytes_text, reserve
 
 FILES = ("planes", "first_moment", "second_moment")
 
@@ -30,6 +30,9 @@ class PlaneStore:
         shape: (N, 3, F, K, K); what each scene has of its own may have any other shape as well.
         betas: Adam's.
         eps: Adam's.
+
+    Raises:
+        DiskFull: there is no room for the files.
     """
 
     def __init__(
@@ -42,24 +45,17 @@ class PlaneStore:
         for name in FILES:
             path = folder / f"{name}.f32"
             if not path.exists() or path.stat().st_size != 4 * count:
-                self._allocate(path, 4 * count)
+                try:
+                    reserve(path, 4 * count)
+                except OSError as error:
+                    raise DiskFull(
+                        f"the Tri-Planes and their optimiser take {bytes_text(12 * count)}, and {folder} has "
+                        f"{bytes_text(shutil.disk_usage(folder).free)} left ({error.strerror or error}); free some "
+                        "space and run the same command again, or choose fewer scenes or smaller planes"
+                    ) from error
             self._maps[name] = torch.from_file(str(path), shared=True, size=count).view(self.shape)
         self.visits = torch.zeros(shape[0], dtype=torch.int64)
         """How many steps each scene has had (Adam's t)."""
-
-    @staticmethod
-    def _allocate(path: Path, size: int) -> None:
-        try:
-            with path.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk must show now and not as a crash later
-                else:
-                    file.truncate(size)
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be made ({error}): the Tri-Planes need {size / 1e9:.1f} GB three times; free some "
-                "space, or choose fewer scenes or smaller planes"
-            ) from error
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -50,6 +50,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from igae_nerfstudio.console import CONSOLE, say, warn
 from igae_nerfstudio.engine.interruption import stopped
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.files import job_folder
 
 FORMAT = 1
 """Raised when the same settings give other pictures than before (light, cameras, normalisation)."""
@@ -389,20 +390,7 @@ def output_folder(folder: Path) -> Iterator[None]:
     Raises:
         InputError: it cannot be made or written, or another process renders into it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
-    except OSError as error:
-        raise InputError(f"--output-dir {folder} cannot be written: {error.strerror or error}") from error
-    with lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # Windows: two runs at once do the work twice, nothing worse
-        except OSError as error:
-            raise InputError(f"another igae-render-objects is rendering into {folder}") from error
+    with job_folder(folder, "igae-render-objects"):
         for left in folder.glob(f".*{PARTIAL}"):
             shutil.rmtree(left, ignore_errors=True)
         yield

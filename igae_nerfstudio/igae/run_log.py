@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from igae_nerfstudio.console import warn
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
 
@@ -22,7 +25,7 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
 
 
 class RunLog:
-    """Numbers and figures of one training.
+    """Numbers and figures of one training, which goes on without those that cannot be written.
 
     Args:
         folder: the training's output folder.
@@ -35,10 +38,13 @@ class RunLog:
         self.folder = folder
         self.path = folder / "metrics.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = self._run = None
+        self._writer: Any = None
+        self._run: Any = None
+        self._warned = False
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
+            _quiet_writer_threads()
             self._writer = SummaryWriter(str(folder / "tensorboard"))
         if wandb:
             try:
@@ -53,9 +59,10 @@ class RunLog:
 
     def numbers(self, stage: int, step: int, values: Dict[str, float]) -> None:
         """One line of `metrics.jsonl`: stage, step and the values."""
-        append_json_line(self.path, {"stage": stage, "step": step, **values})
-        if self._writer is not None:
-            for name, value in values.items():
+        with self._going_on():
+            append_json_line(self.path, {"stage": stage, "step": step, **values})
+        with self._events():
+            for name, value in values.items() if self._writer is not None else ():
                 self._writer.add_scalar(f"stage{stage}/{name}", value, step)
         if self._run is not None:
             self._run.log({**{f"stage{stage}/{name}": value for name, value in values.items()}, "step": step})
@@ -71,10 +78,12 @@ class RunLog:
         for column, name in enumerate(COLUMNS):
             draw.text((column * width + 2, 1), name, fill="black")
         path = self.folder / "figures" / f"stage{stage}_{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, lambda file: sheet.save(file, format="PNG"))
-        if self._writer is not None:
-            self._writer.add_image(f"stage{stage}/views", torch.from_numpy(array), step, dataformats="HWC")
+        with self._going_on():
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, lambda file: sheet.save(file, format="PNG"))
+        with self._events():
+            if self._writer is not None:
+                self._writer.add_image(f"stage{stage}/views", torch.from_numpy(array), step, dataformats="HWC")
         if self._run is not None:
             import wandb
 
@@ -87,7 +96,44 @@ class RunLog:
 
     def close(self) -> None:
         """Write what is still in buffers."""
-        if self._writer is not None:
-            self._writer.close()
+        with self._events():
+            if self._writer is not None:
+                self._writer.close()
         if self._run is not None:
             self._run.finish()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A log that cannot be written stops no training; one line says so, the first time."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                warn(
+                    f"Figures or numbers cannot be written to {self.folder} ({error.strerror or error}); the training "
+                    "goes on without them. Free some space."
+                )
+            self._warned = True
+
+    @contextmanager
+    def _events(self) -> Iterator[None]:
+        """TensorBoard's file, which cannot be gone on with after a write that failed."""
+        with self._going_on():
+            try:
+                yield
+            except OSError:
+                self._writer = None
+                raise
+
+
+def _quiet_writer_threads() -> None:
+    """TensorBoard writes in a thread of its own. An error there is raised by the next call; that the thread shows it as
+    a traceback as well helps nobody."""
+    before = threading.excepthook
+
+    def hook(arguments: Any) -> None:
+        of_tensorboard = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and isinstance(arguments.exc_value, OSError)):
+            before(arguments)
+
+    threading.excepthook = hook

@@ -39,8 +39,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from igae_nerfstudio.console import CONSOLE, say, warn
-from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.files import write_atomically
+from igae_nerfstudio.errors import DiskFull, InputError
+from igae_nerfstudio.files import bytes_text, write_atomically
 
 FORMAT = 1
 """Raised when the same pictures give another `views.u8`."""
@@ -367,6 +367,8 @@ def _spread(items: list[Any], limit: Optional[int]) -> list[Any]:
 
 def _read_blender(folder: Path, split: str, size: int, limit_views: Optional[int]) -> Scene:
     path = folder / f"transforms_{split}.json"
+    if not path.is_file():
+        raise InputError(f"scene {folder} has no {path.name}; render it again with views of that split")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         frames = _spread(list(meta["frames"]), limit_views)
@@ -574,9 +576,9 @@ def _write_views(
                 abandoned.unlink(missing_ok=True)
         needed, free = len(paths) * size * size * 3, shutil.disk_usage(cache_dir).free
         if needed > free:
-            raise InputError(
-                f"the views take {needed / 1e9:.1f} GB and {cache_dir} has {free / 1e9:.1f} GB left; make room, choose "
-                "another cache folder, or take fewer scenes or views"
+            raise DiskFull(
+                f"the views take {bytes_text(needed)} and {cache_dir} has {bytes_text(free)} left; free some space and "
+                "run the same command again, choose another folder, or take fewer scenes or views"
             )
         with Progress(*columns, console=CONSOLE, disable=quiet or not CONSOLE.is_terminal) as progress:
             task = progress.add_task("Decoding views", total=len(paths))
@@ -585,7 +587,8 @@ def _write_views(
         write_atomically(cache_dir / SIDECAR, lambda file: file.write(sidecar.encode()))
     except OSError as error:
         raise InputError(
-            f"the views cannot be written to {cache_dir} ({error.strerror or error}); choose another cache folder"
+            f"the views cannot be written to {cache_dir} ({error.strerror or error}); free some space there, or choose "
+            "another folder"
         ) from error
     counts = f"{len(paths)} views of {len(identity['scenes'])} scenes"
     if not quiet:

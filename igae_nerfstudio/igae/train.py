@@ -35,20 +35,25 @@ class TrainCommand:
         from igae_nerfstudio.engine.interruption import ends_in_one_line
 
         with ends_in_one_line(f"before the first step; the same command starts again, into {self.output_dir}"):
-            from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-            from igae_nerfstudio.igae.config import load_config
-            from igae_nerfstudio.igae.training import IGAETrainer
+            self._run()
 
-            trainer = IGAETrainer(
-                load_config(*self.config, overrides=self.set),
+    def _run(self) -> None:
+        from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+        from igae_nerfstudio.files import job_folder
+        from igae_nerfstudio.igae.config import load_config
+        from igae_nerfstudio.igae.training import IGAETrainer
+
+        config = load_config(*self.config, overrides=self.set)
+        with job_folder(self.output_dir, "igae-train"):
+            IGAETrainer(
+                config,
                 self.scenes,
                 self.images,
                 AutoencoderConfig(name_or_path=self.autoencoder),
                 self.output_dir,
                 tensorboard=self.tensorboard,
                 wandb=self.wandb,
-            )
-            trainer.run()
+            ).run()
 
 
 def main() -> None:

@@ -27,14 +27,15 @@ import torch.nn.functional as F
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, first_line, load_autoencoder
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum, inner_convolutions
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.engine.interruption import STATUS, WholeSteps, stopped, undisturbed
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import DiskFull, InputError
+from igae_nerfstudio.files import bytes_text, reserve, why_not_written, write_atomically
 from igae_nerfstudio.igae.config import IGAEConfig, Stage1Config, Stage2Config, to_dict
 from igae_nerfstudio.igae.export import export_autoencoder
 from igae_nerfstudio.igae.latent_basis import consistent_basis, explained_shares
@@ -51,6 +52,9 @@ VALIDATION_IMAGES = 200
 
 BACKGROUND_RADIUS = 0.15
 """Normalised latents nearer to the background's than this are taken for background."""
+
+CHECKPOINTS = ("checkpoint.new", "checkpoint", "checkpoint.old")
+"""Folders of the checkpoint that is being written, the last one, and the one that it replaces."""
 
 Losses = Dict[str, Tensor]
 """Terms by the name of their weight in the config, unweighted."""
@@ -242,6 +246,8 @@ class IGAETrainer:
 
     def _run(self) -> Path:
         resumed = self._resume()
+        if self.main:
+            self._check_room()
         self._encode_all_views()
         if not resumed:
             self._begin()
@@ -281,6 +287,29 @@ class IGAETrainer:
             f"in stage {self.stage} at step {self.step}: the state after step {step} of stage {stage} is kept in "
             f"{kept}; the same command goes on from there"
         )
+
+    def _check_room(self) -> None:
+        """Raises DiskFull where the training's checkpoints have no room: a new one is written beside the last."""
+        folders = [self.output_dir / name for name in CHECKPOINTS]
+        there = sum(path.stat().st_size for folder in folders for path in folder.glob("*"))
+        needed = max(0, 2 * self.checkpoint_bytes() - there)
+        free = shutil.disk_usage(self.output_dir).free
+        if needed > free:
+            raise DiskFull(
+                f"the checkpoints of this training take {bytes_text(needed)} and {self.output_dir} has "
+                f"{bytes_text(free)} left; free some space and run the same command again, or choose another "
+                "--output-dir"
+            )
+
+    def checkpoint_bytes(self) -> int:
+        """About so many bytes has a checkpoint: scenes, weights, and two moments of what learns."""
+        modules = self.modules()
+        weights = sum(value.numel() for module in modules.values() for value in module.state_dict().values())
+        if not self.config.stage2.epochs:
+            modules.pop("autoencoder")
+        parameters = [value for module in modules.values() for value in module.parameters()]
+        learning = sum(value.numel() for value in parameters if value.requires_grad)
+        return 4 * (3 * math.prod(self.planes.shape) + weights + 2 * learning)
 
     def export(self, folder: Path) -> None:
         """Write the result; `folder` is the autoencoder's."""
@@ -559,8 +588,14 @@ class IGAETrainer:
         path, count = self._latents_path, math.prod(shape)
         if self.stage == 1 and self.accelerator.is_local_main_process and not path.exists():
             part = path.with_suffix(".part")
-            with part.open("wb") as file:
-                file.truncate(2 * count)
+            try:
+                reserve(part, 2 * count)
+            except OSError as error:
+                raise DiskFull(
+                    f"the latents of all views take {bytes_text(2 * count)} and {part.parent} has "
+                    f"{bytes_text(shutil.disk_usage(part.parent).free)} left ({error.strerror or error}); free some "
+                    "space and run the same command again, or take fewer scenes or views"
+                ) from error
             latents = torch.from_file(str(part), shared=True, size=count, dtype=torch.float16).view(shape)
             flat = [(scene, view) for scene, number in enumerate(self.counts) for view in range(number)]
             with Progress(disable=self.quiet or not self.main) as progress:
@@ -634,7 +669,7 @@ class IGAETrainer:
         self._last_checkpoint = time.monotonic()
         self.accelerator.wait_for_everyone()
         if self.main:
-            new, current, old = (self.output_dir / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+            new, current, old = (self.output_dir / name for name in CHECKPOINTS)
             shutil.rmtree(new, ignore_errors=True)
             state = {
                 "config": to_dict(self.config),
@@ -647,16 +682,23 @@ class IGAETrainer:
             }
             try:
                 self.planes.save(new)
-                torch.save(state, new / "state.pt")
+                write_atomically(new / "state.pt", lambda file: torch.save(state, file))
                 shutil.rmtree(old, ignore_errors=True)
                 if current.exists():
                     current.rename(old)
                 new.rename(current)
                 shutil.rmtree(old, ignore_errors=True)
                 self._saved = (self.stage, self.step)
-            except (OSError, RuntimeError) as error:  # torch's words for a full disk are the second
+            except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
                 shutil.rmtree(new, ignore_errors=True)
-                warn(f"No checkpoint at step {self.step} of stage {self.stage}: {error}; the earlier one is kept.")
+                reason = why_not_written(error)
+                if reason is None and not isinstance(error, OSError):
+                    raise
+                warn(
+                    f"No checkpoint at step {self.step} of stage {self.stage} in {self.output_dir} "
+                    f"({reason or error}); earlier ones are kept, and the training goes on. Free "
+                    f"{bytes_text(self.checkpoint_bytes())}."
+                )
         self.accelerator.wait_for_everyone()
 
     def modules(self) -> Dict[str, nn.Module]:
@@ -677,12 +719,13 @@ class IGAETrainer:
             return False
         try:
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            self._check_same(folder, state)
         except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(
-                f"{folder / 'state.pt'} cannot be read ({type(error).__name__}); put a good one there, or remove "
-                f"{folder} to train from the start"
+                f"the checkpoint {folder} cannot be read ({reason}); move it away to train from the start, or choose "
+                "another --output-dir"
             ) from error
-        self._check_same(folder, state)
         for name, module in self.modules().items():
             module.load_state_dict(state[name])
         self.stage, self.step = self._saved = state["stage"], state["step"]

@@ -35,13 +35,19 @@ class TrainCommand:
         from igae_nerfstudio.engine.interruption import ends_in_one_line
 
         with ends_in_one_line(f"before the first step; the same command starts again, into {self.output_dir}"):
-            from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-            from igae_nerfstudio.igae.config import load_config
-            from igae_nerfstudio.many_scenes.config import ManyScenesConfig
-            from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
+            self._run()
 
+    def _run(self) -> None:
+        from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
+        from igae_nerfstudio.files import job_folder
+        from igae_nerfstudio.igae.config import load_config
+        from igae_nerfstudio.many_scenes.config import ManyScenesConfig
+        from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
+
+        config = load_config(*self.config, overrides=self.set, of=ManyScenesConfig)
+        with job_folder(self.output_dir, "igae-scenes train"):
             ManyScenesTrainer(
-                load_config(*self.config, overrides=self.set, of=ManyScenesConfig),
+                config,
                 self.scenes,
                 self.images,
                 AutoencoderConfig(name_or_path=self.autoencoder),

@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 from igae_nerfstudio.autoencoder.autoencoder import first_line
 from igae_nerfstudio.console import say, warn
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.many_scenes.exploit import RunAll, SceneOutcome, SceneTask, run_task
+from igae_nerfstudio.many_scenes.exploit import Outcomes, RunAll, SceneOutcome, SceneTask, run_task
 
 ANSWER_SECONDS = 5.0
 """A cluster that has not answered after so long is not there."""
@@ -72,7 +72,7 @@ def on_ray(options: RayOptions) -> RunAll:
     """
     options.check()
 
-    def run_all(tasks: Sequence[SceneTask]) -> Iterator[SceneOutcome]:
+    def run_all(tasks: Sequence[SceneTask]) -> Outcomes:
         if tasks:
             with cluster(options) as ray:
                 yield from _outcomes(ray, tasks, options)

@@ -20,7 +20,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, first_line, load_autoencoder
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.errors import InputError
@@ -106,9 +106,18 @@ class SharedPart:
         Raises:
             InputError: it is not there, or cannot be read.
         """
-        state = read_checkpoint(
-            Path(folder) / SHARED_FILE, "pass the --output-dir of a finished `igae-scenes train` as --shared"
-        )
+        remedy = "pass the --output-dir of a finished `igae-scenes train` as --shared"
+        state = read_checkpoint(Path(folder) / SHARED_FILE, remedy)
+        try:
+            return cls._from_state(state, Path(folder))
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"{Path(folder) / SHARED_FILE} is no shared part, or one whose numbers are of other shapes than its "
+                f"settings say ({type(error).__name__}: {first_line(error)}); {remedy}"
+            ) from error
+
+    @classmethod
+    def _from_state(cls, state: Dict[str, Any], folder: Path) -> SharedPart:
         config = load_config(of=ManyScenesConfig, base=state["config"])
         channels = state["latent_channels"]
         part = cls(
@@ -122,7 +131,7 @@ class SharedPart:
             mean_record=state["mean_record"].float(),
             background=tuple(state["background"]),
             scenes=state["scenes"],
-            folder=Path(folder),
+            folder=folder,
         )
         for name in ("planes", "renderer", "normalizer", "preview"):
             getattr(part, name).load_state_dict(state[name])
@@ -351,6 +360,11 @@ def load_scene(folder: Path, shared_folder: Optional[Path] = None, shared: Optio
             "one that it was learnt with, or learn the scene again"
         )
     record = torch.cat([state["planes"].float(), state["weights"].float()])
+    numbers = shared.planes.record_numbers
+    if record.numel() != numbers:
+        raise InputError(
+            f"{folder / SCENE_FILE} holds {record.numel()} numbers and its settings say {numbers}; learn it again"
+        )
     renderer = {key: value.float() for key, value in state["renderer"].items()}
     decoder = {key: value.float() for key, value in state["decoder"].items()}
     return assemble(shared, state["name"], record, renderer, decoder)

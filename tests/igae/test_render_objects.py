@@ -248,7 +248,7 @@ def test_an_output_folder_that_cannot_be_used_is_one_line(tmp_path: Path, fake_b
     out.mkdir()
     with open(out / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another igae-render-objects is rendering into"):
+        with pytest.raises(InputError, match="another process works in"):
             main(words(meshes, out))
 
 

@@ -403,11 +403,11 @@ def test_transforms_that_are_not_json_are_named(scenes: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (scenes.parent / "cache").write_text("a file in its place")
-    assert "choose another cache folder" in message(lambda: open_views(scenes))
+    assert "choose another folder" in message(lambda: open_views(scenes))
     (scenes.parent / "cache").unlink()
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(scene_views.shutil, "disk_usage", lambda path: usage)
-    assert "0.0 GB left; make room" in message(lambda: open_views(scenes))
+    assert "1.0 kB left; free some space" in message(lambda: open_views(scenes))
     assert not list((scenes.parent / "cache").iterdir())
 
 

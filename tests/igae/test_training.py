@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_in_processes, tiny_autoencoder, write_blender_scene
+from conftest import ROOT, files_up_to, run_in_processes, tiny_autoencoder, write_blender_scene
 from PIL import Image
 from watch_devices import WatchDevices
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
 from igae_nerfstudio.engine.interruption import STATUS
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import DiskFull, InputError
+from igae_nerfstudio.files import job_folder
+from igae_nerfstudio.igae import training as module
 from igae_nerfstudio.igae.config import IGAEConfig, load_config
 from igae_nerfstudio.igae.training import IGAETrainer
 
@@ -322,3 +325,56 @@ def test_bad_input(data: dict[str, Path], tmp_path: Path) -> None:
         make_trainer(data, tmp_path, config)
     with pytest.raises(InputError, match="--images is missing"):
         make_trainer({**data, "images": None}, tmp_path)
+
+
+# Full disks
+
+
+def test_latents_without_room_are_one_line(data: dict[str, Path], tmp_path: Path) -> None:
+    trainer = make_trainer(data, tmp_path)
+    with files_up_to(1000), pytest.raises(DiskFull, match=r"the latents of all views take 5.2 kB and .* left"):
+        trainer.run()
+    assert not list((tmp_path / "cache").glob("latents-*"))
+
+
+def test_checkpoints_without_room_are_one_line_before_anything_is_learnt(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trainer(data, tmp_path).run()
+    trainer = make_trainer(data, tmp_path)
+    one = sum(path.stat().st_size for path in (tmp_path / "checkpoint").iterdir())
+    assert 0 <= one - trainer.checkpoint_bytes() < 100_000  # the rest is names
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0.1 * one}))
+    with pytest.raises(DiskFull, match=r"the checkpoints of this training take [0-9.]+ kB and .* left; free some"):
+        trainer.run()
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1.5 * one}))
+    trainer.run()  # beside the one that is there already
+    with pytest.raises(DiskFull):
+        make_trainer(data, tmp_path / "new").run()
+
+
+def test_a_training_on_a_full_disk_ends_in_one_line_and_goes_on(
+    data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full from the second stage on; what the last checkpoint has is not lost."""
+    config = small_config()
+    whole = make_trainer(data, tmp_path / "whole", config).run()
+    config.minutes_per_checkpoint = 0
+    trainer = make_trainer(data, tmp_path / "full", config)
+    report = trainer._report
+
+    def fill_up(losses, progress):
+        if trainer.stage == 2:
+            stack.enter_context(files_up_to(2000))
+        report(losses, progress)
+
+    monkeypatch.setattr(trainer, "_report", fill_up)
+    with ExitStack() as stack, pytest.raises(DiskFull) as raised, job_folder(tmp_path / "full", "igae-train"):
+        trainer.run()
+    assert "cannot take more" in str(raised.value) and "run the same command again" in str(raised.value)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"No checkpoint at step 1 of stage 2 in {tmp_path / 'full'} (a file" in shown or "(file too large)" in shown
+    assert not (tmp_path / "full" / "checkpoint.new").exists()
+    again = make_trainer(data, tmp_path / "full", config)
+    assert torch.equal(weights_of(again.run()), weights_of(whole))
+    assert "Going on with stage 2 after step 0" in capsys.readouterr().out

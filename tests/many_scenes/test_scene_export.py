@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import resource
+import socket
 from pathlib import Path
-from typing import Iterator
+from types import SimpleNamespace
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from many_scenes_data import small_config
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.utils.eval_utils import eval_setup
+from nerfstudio.viewer.utils import CameraState, get_camera
 from PIL import Image
 from small_job import SIZE, train_shared, write_scenes
 from test_commands import command
@@ -101,6 +104,49 @@ def test_the_commands(job: Path, tmp_path: Path) -> None:
         (job / "scenes-away").rename(scenes), (job / "shared-away").rename(shared)
 
 
+class Seen(Exception):
+    """Ends the viewer's endless wait."""
+
+
+def test_ns_viewer_serves_it(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that `ns-viewer` does before it waits for visitors; then a page is fetched and a picture rendered."""
+    from nerfstudio.scripts.viewer import run_viewer
+
+    path = export_scene(job / "out" / "scenes" / "ball", job / "scenes", tmp_path / "runs", "now")
+    states, pages = [], []
+
+    class State(run_viewer.ViewerState):
+        def __init__(self, *arguments, **more) -> None:
+            super().__init__(*arguments, **more)
+            states.append(self)
+
+    def visit(seconds: float) -> None:
+        with urlopen(f"http://127.0.0.1:{port}", timeout=60) as page:
+            pages.append((page.status, page.read(2000).lower()))
+        raise Seen
+
+    monkeypatch.setattr(run_viewer, "ViewerState", State)
+    monkeypatch.setattr(run_viewer, "time", SimpleNamespace(sleep=visit))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = run_viewer.ViewerConfigWithoutNumRays(websocket_host="127.0.0.1", websocket_port=port)
+    try:
+        with pytest.raises(Seen):
+            run_viewer.RunViewer(load_config=path, viewer=where).main()
+        ((status, text),) = pages
+        assert status == 200 and b"<html" in text
+        (state,) = states
+        assert len(state.camera_handles) == result_of(job, "ball")["views"]
+        pose = state.pipeline.datamanager.train_dataset.cameras.camera_to_worlds[0]
+        camera = get_camera(CameraState(0.69, 1.5, pose, CameraType.PERSPECTIVE), 40, 60)
+        outputs = state.pipeline.model.get_outputs_for_camera(camera)
+        assert outputs["rgb"].shape == (40, 60, 3) and float(outputs["rgb"].std()) > 0
+    finally:
+        for state in states:
+            state.viser_server.stop()
+
+
 def test_a_run_trains_on(job: Path, tmp_path: Path) -> None:
     """Its checkpoint is one that `ns-train --load-dir` goes on from."""
     path = export_scene(job / "out" / "scenes" / "ball", job / "scenes", tmp_path / "runs", "now")
@@ -118,15 +164,6 @@ def test_a_run_trains_on(job: Path, tmp_path: Path) -> None:
 
 
 # What can go wrong
-
-
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file can grow beyond 20 kB: a write that fails in its middle, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_nothing_and_one_line(job: Path, tmp_path: Path, small_disk: None) -> None:
