@@ -119,6 +119,13 @@ class ManyScenesConfig(IGAEConfig):
                     f"exploit.{name}.views_per_batch is {phase.views_per_batch}, no multiple of "
                     f"exploit.{name}.views_per_scene ({phase.views_per_scene})"
                 )
+        rates = [getattr(self.exploit, name).shared_lr for name in ("latent_supervision", "rgb_alignment")]
+        if self.exploit.train_shared and self.micro_macro.shared_planes and not any(rates):
+            raise InputError(
+                "exploit.train_shared is set, and the shared planes' rates are 0; set "
+                "exploit.latent_supervision.shared_lr and exploit.rgb_alignment.shared_lr, or take "
+                "configs/many_scenes/together.yaml"
+            )
         for phase in (self.stage1, self.exploit.latent_supervision):
             if phase.rays_per_view is not None and phase.rays_per_view < 1:
                 raise InputError(f"rays_per_view is {phase.rays_per_view}; it must be 1 or more, or none for all")

@@ -253,7 +253,7 @@ def test_a_damaged_checkpoint_is_named(data: dict[str, Path], tmp_path: Path) ->
     make_trainer(data, tmp_path).run()
     path = tmp_path / "checkpoint" / "state.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=rf"{path} cannot be read .* remove {path.parent} to train from the start"):
+    with pytest.raises(InputError, match=rf"{path.parent} cannot be read .*; move it away to train from the start"):
         make_trainer(data, tmp_path).run()
 
 
