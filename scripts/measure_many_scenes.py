@@ -244,6 +244,8 @@ def plot_comparison(path: Path, summary: Dict[str, Any]) -> None:
         if row["curve"]:
             seconds, values = zip(*row["curve"])
             over_time.plot(seconds, values, marker=".", color=colour, label=name)
+        else:
+            over_time.plot([row["cpu_seconds"]], [psnr], marker="o", linestyle="", color=colour, label=name)
     over_n.set(xlabel="N, scenes that share", ylabel="effective kB per scene", xscale="log", yscale="log")
     over_bytes.set(xlabel="effective kB per scene", ylabel="PSNR of held-out views, dB", xscale="log")
     over_time.set(xlabel="CPU seconds of one scene's learning", ylabel="PSNR of held-out views, dB")
