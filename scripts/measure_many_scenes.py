@@ -38,7 +38,7 @@ from igae_nerfstudio.many_scenes.config import ManyScenesConfig
 from igae_nerfstudio.many_scenes.exploit import find_tasks, run_task
 from igae_nerfstudio.many_scenes.results import SharedPart, write_scene
 
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:green", "tab:red", "tab:purple")
 CONFIGS = Path(__file__).parents[1] / "configs" / "many_scenes"
 KINDS = ("joint", "plain", "scratch", "rgb", "learnt")
 COUNTS = (10, 100, 1000)
