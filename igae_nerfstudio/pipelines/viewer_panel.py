@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -193,6 +193,7 @@ class LatentViewerControl(ViewerControl):
 
     def _setup(self, viewer) -> None:
         super()._setup(viewer)
+        viewer.control_panel.update_output_options = photos_last(viewer.control_panel.update_output_options)
         viewer.viser_server.on_client_connect(self._welcome)  # after Nerfstudio's own
 
     def _welcome(self, client) -> None:
@@ -254,11 +255,7 @@ class LatentViewerControl(ViewerControl):
             client.camera.wxyz = rotation.wxyz
 
     def split_screen(self, on: bool) -> None:
-        """Nerfstudio's own split screen, with the photo on the right.
-
-        Nerfstudio renews its menus at the first picture with other outputs, and then takes the last for the right half,
-        which is its depth buffer where depth is composited. So the menus are renewed here, the photo last.
-        """
+        """Nerfstudio's own split screen, with the photo on the right (see `photos_last`)."""
         viewer = getattr(self, "viewer", None)
         if viewer is None:
             return
@@ -271,6 +268,16 @@ class LatentViewerControl(ViewerControl):
             machine.output_keys = set(names)
         viewer.control_panel.update_output_options(names)
         viewer.control_panel._split.value = on
+
+
+def photos_last(renew: Callable[[List[str]], None]) -> Callable[[List[str]], None]:
+    """Nerfstudio's way to renew its menus of outputs, with the photos as the last of them.
+
+    It does so whenever a picture has other outputs than the one before, and then takes the last for the right half of
+    the split screen: its depth buffer, where depth is composited.
+    """
+    photos = ("photo", "autoencoded_photo")
+    return lambda names: renew(sorted(names, key=lambda name: photos.index(name) if name in photos else -1))
 
 
 def _focus(poses: Tensor) -> Tensor:

@@ -244,6 +244,10 @@ def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
     choose(panel.photo, True)
     assert viewer.control_panel._split.value
     assert menus[-1][-1] == "autoencoded_photo" and machine.output_keys == set(menus[-1])
+    # A picture from before is on its way and renews the menus; so does the next one, with the depth buffer at its end.
+    viewer.control_panel.update_output_options(["rgb", "depth", "gl_z_buf_depth"])
+    viewer.control_panel.update_output_options(["rgb", "photo", "autoencoded_photo", "gl_z_buf_depth"])
+    assert menus[-1] == ["rgb", "gl_z_buf_depth", "photo", "autoencoded_photo"]
 
     # The photo in the frustum in which the page stands would hide the render; Nerfstudio draws it later.
     places = [10 * camera_of(pipeline, i).camera_to_worlds[0, :, 3].numpy() for i in range(6)]
