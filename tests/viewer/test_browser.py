@@ -212,7 +212,7 @@ def test_the_live_viewer_follows_the_training(run: dict[str, Any]) -> None:
         )
         assert total == "100,150"
         steps.append(of_run)
-    assert 150 < steps[1] > steps[0] > 0
+    assert 150 < steps[1] > steps[0] >= 0
     assert run["last"].std() > 0.02  # something is there
 
 
