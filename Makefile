@@ -1,4 +1,4 @@
-# make demo    train, evaluate and film a small latent NeRF (about 5 minutes on 2 cores after the install)
+# make demo    train, evaluate and film a small latent NeRF (about 4 minutes on 2 cores after the install)
 # make test    lint, types and tests; the same as .ci/run
 PYTHON ?= python3
 VENV := .venv
