@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import latent_config, write_blender_scene
+from emulated_cuda import emulated_cuda
 
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline
@@ -29,15 +30,13 @@ def _open3d() -> Any:
     return open3d
 
 
-@pytest.fixture(scope="module")
-def ball(tmp_path_factory: pytest.TempPathFactory) -> LatentPipeline:
+def make_ball(folder: Path, device: str) -> LatentPipeline:
     """A finished run's pipeline whose scene is a ball around the origin."""
-    folder = tmp_path_factory.mktemp("ball")
     scene = write_blender_scene(folder / "scene", size=(96, 96), counts=(12, 1, 1))
     config = latent_config("vanilla_nerf", scene, Path("bundled"), folder).pipeline
     config.datamanager.latent_cache_dir = folder / "latents"
-    trained = config.setup(device="cpu")
-    pipeline = config.setup(device="cpu", test_mode="test").eval()
+    trained = config.setup(device=device)
+    pipeline = config.setup(device=device, test_mode="test").eval()
     pipeline.load_pipeline(trained.state_dict(), 0)
     model = pipeline.model
     colour, background = (
@@ -53,8 +52,13 @@ def ball(tmp_path_factory: pytest.TempPathFactory) -> LatentPipeline:
 
     model.scene.get_outputs_for_camera_ray_bundle = render
     model.scene.forward = render  # single rays
-    assert float((model.preview(colour) - COLOUR).abs().max()) > 0.15  # latents would be seen
+    assert float((model.preview(colour).cpu() - COLOUR).abs().max()) > 0.15  # latents would be seen
     return pipeline
+
+
+@pytest.fixture(scope="module")
+def ball(tmp_path_factory: pytest.TempPathFactory) -> LatentPipeline:
+    return make_ball(tmp_path_factory.mktemp("ball"), "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +91,21 @@ def test_point_cloud(tmp_path: Path) -> None:
 
     ExportPointCloud(Path("run"), tmp_path, num_points=15_000, normal_method="open3d").main()
     check(tmp_path / "point_cloud.ply")
+
+
+def test_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as there is none."""
+    from nerfstudio.scripts.exporter import ExportPointCloud, ExportTSDFMesh
+
+    with emulated_cuda():
+        ball = make_ball(tmp_path, "cuda")
+        monkeypatch.setattr("nerfstudio.scripts.exporter.eval_setup", lambda path, **_: (None, ball, path, 0))
+        torch.manual_seed(0)
+        ExportPointCloud(Path("run"), tmp_path, num_points=15_000, normal_method="open3d").main()
+        seen = {"bounding_box_min": (-0.65,) * 3, "bounding_box_max": (0.65,) * 3}
+        ExportTSDFMesh(Path("run"), tmp_path, 1, resolution=[64] * 3, texture_method="tsdf", **seen).main()
+    check(tmp_path / "point_cloud.ply")
+    check(tmp_path / "tsdf_mesh.ply")
 
 
 def test_tsdf(tmp_path: Path) -> None:

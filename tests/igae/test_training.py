@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, files_up_to, run_in_processes, tiny_autoencoder, write_blender_scene
+from emulated_cuda import emulated_cuda
 from PIL import Image
-from watch_devices import WatchDevices
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
 from igae_nerfstudio.engine.interruption import STATUS
@@ -71,17 +71,29 @@ def make_trainer(data: dict[str, Path], output_dir: Path, config: IGAEConfig | N
     return IGAETrainer(config, data["scenes"], data["images"], source, output_dir, tensorboard=False)
 
 
-def test_losses_are_computed_where_the_model_is(data: dict[str, Path], tmp_path: Path) -> None:
-    trainer = make_trainer(data, tmp_path, small_config(real_latent_moments=1.0))
-    trainer._encode_all_views()
-    trainer._begin()
-    for stage in (1, 2):
-        trainer.stage = stage
-        groups = trainer.schedule(stage).groups(0)
-        batch = trainer._scene_batch(groups, sorted({group.scene for group in groups}))
-        with WatchDevices(trainer._latents):
-            losses = trainer.stage1_losses(batch) if stage == 1 else trainer.scene_losses(batch) | trainer.real_losses()
-        sum(losses.values()).backward()
+def test_training_on_a_gpu(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both stages in mixed precision, on a GPU as far as there is none; a CPU goes on where it was stopped."""
+    config = small_config(real_latent_moments=1.0)
+    config.minutes_per_checkpoint, config.steps_per_figure, config.mixed_precision = 0, 2, True
+    with emulated_cuda() as device:
+        trainer = make_trainer(data, tmp_path, config)
+        assert trainer.device.type == "cuda" and trainer.amp
+        report, dtypes = trainer._report, set()
+        convolution = next(m for m in trainer.autoencoder.modules() if isinstance(m, torch.nn.Conv2d))
+        convolution.register_forward_hook(lambda module, args, result: dtypes.add(result.dtype))
+
+        def stop(losses, progress):
+            assert all(x.device == device and bool(x.isfinite()) for x in losses.values())
+            report(losses, progress)
+            if (trainer.stage, trainer.step) == (2, 3):
+                raise Stop
+
+        monkeypatch.setattr(trainer, "_report", stop)
+        with pytest.raises(Stop):
+            trainer.run()
+        assert torch.bfloat16 in dtypes
+    folder = make_trainer(data, tmp_path, config).run()
+    assert bool(weights_of(folder).isfinite().all())
 
 
 def test_each_term_teaches_what_the_paper_says(data: dict[str, Path], tmp_path: Path) -> None:
