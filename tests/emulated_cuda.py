@@ -47,7 +47,8 @@ TO_FULL = set(
     " smooth_l1_loss soft_margin_loss softmax softmin softplus sum tan triplet_margin_loss".split()
 )
 TO_WIDEST = set(
-    "addcdiv addcmul atan2 bilinear cat cross dot grid_sample grid_sampler index_put scatter_add stack tensordot".split()
+    "addcdiv addcmul atan2 bilinear cat cross dot grid_sample grid_sampler index_put scatter_add stack"
+    " tensordot".split()
 )
 
 

@@ -284,8 +284,9 @@ class LatentTrainer(SafeTrainer):
     def train_iteration(self, step: int) -> Tuple[Tensor, Dict[str, Tensor], Dict[str, Tensor]]:
         loss, losses, metrics = super().train_iteration(step)
         if step % self.config.logging.steps_per_log == 0:
-            values = {name: float(value) for name, value in {**losses, **metrics}.items()}
-            self._log(step, {"phase": self.pipeline.phase.value, "loss": float(loss), **values})
+            values = {"loss": loss, **losses, **metrics}
+            numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
+            self._log(step, {"phase": self.pipeline.phase.value, **numbers})
         if self.progress is not None and comms.is_main_process():
             self.progress.update(step)
         return loss, losses, metrics
