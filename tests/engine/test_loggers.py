@@ -15,8 +15,10 @@ from PIL import Image
 @pytest.fixture(autouse=True)
 def _own_writers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nerfstudio keeps the loggers of a process in module variables."""
-    monkeypatch.setattr("nerfstudio.utils.writer.EVENT_WRITERS", [])
-    monkeypatch.setattr("nerfstudio.utils.writer.EVENT_STORAGE", [])
+    from nerfstudio.engine.trainer import writer  # from there, as the module cannot be imported first
+
+    monkeypatch.setattr(writer, "EVENT_WRITERS", [])
+    monkeypatch.setattr(writer, "EVENT_STORAGE", [])
 
 
 STEPS = 6
