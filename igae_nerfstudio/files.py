@@ -31,6 +31,11 @@ NOT_WRITTEN = (
 """What torch and safetensors say of a write that failed, in errors that are no OSError."""
 
 
+def user_cache(name: str) -> Path:
+    """`$XDG_CACHE_HOME/igae-nerfstudio/NAME`, by default in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igae-nerfstudio" / name
+
+
 def write_atomically(path: Path, write: Callable, scratch: Optional[Path] = None) -> None:
     """Write a file so that `path` is either as before or complete, whenever the process dies.
 

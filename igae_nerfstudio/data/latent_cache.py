@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable, Optional, Sequence
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
-from igae_nerfstudio.files import write_atomically
+from igae_nerfstudio.files import user_cache, write_atomically
 
 FORMAT = 1
 """Raised when the meaning of an entry changes; it is part of every key."""
@@ -31,7 +30,7 @@ FORMAT = 1
 
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/igae-nerfstudio/latents`, by default `~/.cache/igae-nerfstudio/latents`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igae-nerfstudio" / "latents"
+    return user_cache("latents")
 
 
 @dataclass

@@ -22,6 +22,7 @@ from torch import Tensor
 from igae_nerfstudio.console import say
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda
 from igae_nerfstudio.models.nerfacto_field import give_latent_head
+from igae_nerfstudio.rendering.nerfacc_kernels import kernels_work
 from igae_nerfstudio.rendering.occupancy_marching import march_occupancy_grid, render_weights
 
 
@@ -37,7 +38,7 @@ class MarchedNGP(NGPModel):
 
     def populate_modules(self) -> None:
         super().populate_modules()
-        self.compiled = built_for_cuda(self) and nerfacc_kernels_work()
+        self.compiled = built_for_cuda(self) and kernels_work()
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         outputs = super().get_outputs(ray_bundle) if self.compiled else self._march(ray_bundle)
@@ -134,13 +135,3 @@ class LatentInstantNGP(LatentModel, MarchedNGP):
             implementation="tcnn" if built_for_cuda(self) else "torch",
         )
         give_latent_head(self.field, latent_channels)
-
-
-def nerfacc_kernels_work() -> bool:
-    """Whether nerfacc's CUDA extension can be loaded; it is compiled with nvcc when it is first used."""
-    try:
-        from nerfacc.cuda._backend import _C
-
-        return _C is not None
-    except Exception:
-        return False

@@ -22,6 +22,7 @@ from igae_nerfstudio.console import warn
 from igae_nerfstudio.engine.interruption import STATUS, handles_interrupts, say_at_once, stopped
 from igae_nerfstudio.engine.port import check_port
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.files import user_cache
 from igae_nerfstudio.pipelines.pictures import find_ffmpeg
 
 WHAT_IS_KEPT = {
@@ -97,7 +98,7 @@ def provide_ffmpeg() -> None:
     """
     if shutil.which("ffmpeg"):
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igae-nerfstudio" / "bin"
+    folder = user_cache("bin")
     program = find_ffmpeg()
     try:
         folder.mkdir(parents=True, exist_ok=True)
