@@ -116,7 +116,8 @@ class IGAEConfig:
     """Factor on all rates per epoch, from 1 at the start of each stage (table 10: 0.988)."""
     latent_normalization: LatentNormalization = "standardize"
     """How latents are scaled before they are compared: per channel to mean 1/2 and standard deviation 1/4, by the
-    authors' `tanh(0.02 z)`, or not at all."""
+    authors' `tanh(0.02 z)`, or not at all. Table 10's weights belong to tanh (paper.yaml); with the others L_latent is
+    a thousand times larger, and needs a small weight (cpu.yaml)."""
     sample_posterior: bool = False
     """Draw latents from a variational encoder's posterior instead of taking its mean."""
     mixed_precision: bool = True

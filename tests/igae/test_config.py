@@ -23,6 +23,7 @@ def test_the_papers_table_10() -> None:
     assert (weights.latent, weights.rgb, weights.plane_tv) == (1, 1, 1e-4)
     assert (weights.scene_autoencoding, weights.real_autoencoding) == (0.1, 0.1)
     assert (weights.real_perceptual, weights.real_latent_tv) == (0.1, 1e-4)
+    assert config.latent_normalization == "tanh"  # the weights belong to it
     stage = config.stage2
     assert (stage.views_per_batch, stage.real_per_batch) == (12, 3)
     assert (stage.encoder_lr, stage.decoder_lr, stage.planes_lr, config.lr_decay) == (5e-5, 5e-5, 1e-4, 0.988)

@@ -16,6 +16,7 @@ from igae_nerfstudio.rendering import nerfacc_kernels as module
 BACKEND = "nerfacc.cuda._backend"
 SOURCE = """
 #include <cub/cub.cuh>
+#include <math.h>
 inline __host__ __device__ float lerp(float a, float b, float t) { return a + t * (b - a); }
 __global__ void kernel(float *x) { x[0] = cub::Equality()(1, 1) ? lerp(x[1], x[2], 0.5f) : 0.0f; }
 """
