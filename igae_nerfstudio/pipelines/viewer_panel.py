@@ -255,18 +255,16 @@ class LatentViewerControl(ViewerControl):
             client.camera.wxyz = rotation.wxyz
 
     def split_screen(self, on: bool) -> None:
-        """Nerfstudio's own split screen, with the photo on the right (see `photos_last`)."""
+        """Nerfstudio's own split screen; each page's next picture renews the menus (see `photos_last`).
+
+        So do pictures begun before the choice. Otherwise, with two pages open, the first one's picture would put the
+        photo into the menus, and one of the second's, begun before, would lack it.
+        """
         viewer = getattr(self, "viewer", None)
         if viewer is None:
             return
-        names = ["rgb", "depth", "accumulation", "latent"]
-        if viewer.control_panel.layer_depth:
-            names.append("gl_z_buf_depth")
-        if on:
-            names += ["photo"] if self._panel._pipeline.autoencoder is None else ["photo", "autoencoded_photo"]
         for machine in viewer.render_statemachines.values():
-            machine.output_keys = set(names)
-        viewer.control_panel.update_output_options(names)
+            machine.output_keys = set()
         viewer.control_panel._split.value = on
 
 

@@ -197,6 +197,8 @@ def run(folder: Path, browser: Any, shots: Path) -> dict[str, Any]:
         page.wait(lambda: any(int(p.stem[5:]) >= 200 for p in base.glob("*/step-*.ckpt")), "checkpoint")
         page.wait(lambda: "RGB alignment" in panel.inner_text(), "second phase")
         found["lines"].append(panel.inner_text())
+        seen = len(page.frames)
+        page.wait(lambda: len(page.frames) > seen, "frame of the second phase")
         found["last"] = as_array(page.frames[-1])
         page.screenshot("training-later")
     return found
@@ -223,8 +225,8 @@ def test_ns_viewer_in_a_browser(
         served(folder, "ns-viewer", "--load-config", run["config"]) as address,
         opened(browser, address, shots) as page,
     ):
+        page.wait(page.sharp, "first sharp frame")  # before, Nerfstudio may not have the cameras that it hides
         page.page.get_by_role("button", name="Hide Train Cams").click()
-        page.wait(page.sharp, "first sharp frame")
         page.screenshot("rgb")
         first = as_array(page.frames[-1])
 

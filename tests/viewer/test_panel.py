@@ -6,6 +6,7 @@ import math
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,49 +117,87 @@ def test_the_photo_beside_the_render(pipeline: LatentPipeline, panel: ViewerPane
     assert "photo" not in model.get_outputs_for_camera(camera_of(pipeline))
 
 
+class Client:
+    """As much of a page as the control touches."""
+
+    client_id = 7
+
+    def __init__(self) -> None:
+        self.camera = SimpleNamespace(position=np.zeros(3), wxyz=np.array([1.0, 0, 0, 0]), fov=1.3, aspect=1.0)
+        self.pictures: list[np.ndarray] = []
+        self.scene = SimpleNamespace(set_background_image=lambda picture, **how: self.pictures.append(picture))
+
+    def atomic(self):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+class Menus:
+    """As much of Nerfstudio's control panel as pages and the panel's control touch."""
+
+    def __init__(self) -> None:
+        from nerfstudio.utils.colormaps import ColormapOptions
+
+        self.max_res, self.split_percentage = 512, 0.5
+        self._split = SimpleNamespace(value=False)
+        self.colormap_options = self.split_colormap_options = ColormapOptions()
+        self.renewals: list[list[str]] = []
+
+    @property
+    def split(self) -> bool:
+        return self._split.value
+
+    def update_output_options(self, names: list[str]) -> None:
+        self.renewals.append(names)
+        self.output_render, self.split_output_render = names[0], names[-1]  # as Nerfstudio's does
+
+
+def viewer_with(
+    panel: ViewerPanel, machines: dict[int, Any], on_client_connect=lambda welcome: None
+) -> SimpleNamespace:
+    """As much of Nerfstudio's viewer as those touch, with the panel's control in place."""
+    viewer = SimpleNamespace(
+        control_panel=Menus(),
+        render_statemachines=machines,
+        viser_server=SimpleNamespace(on_client_connect=on_client_connect),
+        update_colormap_options=lambda **facts: None,
+        update_split_colormap_options=lambda **facts: None,
+        config=SimpleNamespace(jpeg_quality=75, image_format="png", camera_frustum_scale=0.1),
+        stats_markdown=SimpleNamespace(content=""),
+        make_stats_markdown=lambda *facts: "",
+        hide_images=SimpleNamespace(visible=True),
+    )
+    panel.control._setup(viewer)
+    return viewer
+
+
 def test_the_split_screen_has_the_render_left_and_the_autoencoded_photo_right(
     pipeline: LatentPipeline, panel: ViewerPanel
 ) -> None:
-    """Through Nerfstudio's own code, up to the picture that a page gets."""
-    from nerfstudio.utils.colormaps import ColormapOptions
+    """Through Nerfstudio's own code, up to the pictures that two pages get."""
     from nerfstudio.viewer.render_state_machine import RenderStateMachine
 
-    sent = []
-    menu = SimpleNamespace(
-        output_render="rgb",
-        split=False,
-        split_percentage=0.5,
-        split_output_render="rgb",
-        colormap_options=ColormapOptions(),
-        split_colormap_options=ColormapOptions(),
-    )
-
-    def update_output_options(names: list[str]) -> None:
-        menu.output_render, menu.split_output_render = names[0], names[-1]  # as Nerfstudio's does
-
-    menu.update_output_options = update_output_options
-    viewer = SimpleNamespace(
-        control_panel=menu,
-        update_colormap_options=lambda **facts: None,
-        update_split_colormap_options=lambda **facts: None,
-        config=SimpleNamespace(jpeg_quality=75, image_format="png"),
-        stats_markdown=SimpleNamespace(content=""),
-        make_stats_markdown=lambda *facts: "",
-    )
-    scene = SimpleNamespace(set_background_image=lambda picture, **how: sent.append(picture))
-    client = SimpleNamespace(camera=SimpleNamespace(aspect=1.0), scene=scene)
-    machine = RenderStateMachine(viewer, 10.0, client)
-    choose(panel.photo, True)
-    menu.split = True
+    client, machines = Client(), {}
+    viewer = viewer_with(panel, machines)
+    machines.update({page: RenderStateMachine(viewer, 10.0, client) for page in (1, 2)})
     camera, dataset = camera_of(pipeline, 4), pipeline.datamanager.train_dataset
-    machine._send_output_to_viewer(pipeline.model.get_outputs_for_camera(camera))
+    before = pipeline.model.get_outputs_for_camera(camera)
+    for machine in machines.values():
+        machine._send_output_to_viewer(before)
+    choose(panel.photo, True)
+    after = pipeline.model.get_outputs_for_camera(camera)
+    machines[1]._send_output_to_viewer(after)
+    machines[2]._send_output_to_viewer(before)  # was begun before the choice
+    machines[2]._send_output_to_viewer(after)
 
-    (shown,) = (picture.astype(float) / 255 for picture in sent)
+    first, _, second = (picture.astype(float) / 255 for picture in client.pictures[2:])
     render = pipeline.model.render(camera).rgb.numpy()
     batch = dataset.get_image_float32(4).permute(2, 0, 1)[None]
     photo = pipeline.autoencoder.decode(pipeline.autoencoder.encode(batch), size=(48, 48))[0].permute(1, 2, 0).numpy()
-    assert np.abs(shown[:, :24] - render[:, :24]).max() < 0.01
-    assert np.abs(shown[:, 25:] - photo[:, 25:]).max() < 0.01  # the line between them is one pixel wide
+    for shown in (first, second):
+        assert np.abs(shown[:, :24] - render[:, :24]).max() < 0.01
+        assert np.abs(shown[:, 25:] - photo[:, 25:]).max() < 0.01  # the line between them is one pixel wide
     apart = np.abs(render - photo)
     assert apart[:, :24].max() > 0.05 and apart[:, 25:].max() > 0.05  # neither could stand for the other
 
@@ -197,39 +236,17 @@ def test_without_the_original_autoencoder(pipeline: LatentPipeline, tmp_path: Pa
     assert "photo" in outputs and "autoencoded_photo" not in outputs
 
 
-class Client:
-    """As much of a page as the control touches."""
-
-    client_id = 7
-
-    def __init__(self) -> None:
-        self.camera = SimpleNamespace(position=np.zeros(3), wxyz=np.array([1.0, 0, 0, 0]), fov=1.3)
-
-    def atomic(self):
-        from contextlib import nullcontext
-
-        return nullcontext()
-
-
 def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
     pipeline: LatentPipeline, panel: ViewerPanel
 ) -> None:
     import viser.transforms as vtf
+    from nerfstudio.viewer.render_state_machine import RenderStateMachine
 
-    client, welcomes, menus = Client(), [], []
-    machine = SimpleNamespace(state="high", _calculate_image_res=lambda aspect: (1, 2))
-    server = SimpleNamespace(on_client_connect=welcomes.append)
-    viewer = SimpleNamespace(
-        viser_server=server,
-        render_statemachines={7: machine},
-        control_panel=SimpleNamespace(
-            max_res=512, layer_depth=True, _split=SimpleNamespace(value=False), update_output_options=menus.append
-        ),
-        get_camera_state=lambda client: SimpleNamespace(fov=client.camera.fov),
-        config=SimpleNamespace(camera_frustum_scale=0.1),
-        hide_images=SimpleNamespace(visible=True),
-    )
-    panel.control._setup(viewer)
+    client, welcomes, machines = Client(), [], {}
+    viewer = viewer_with(panel, machines, welcomes.append)
+    viewer.get_camera_state = lambda client: SimpleNamespace(fov=client.camera.fov)
+    machine = machines[7] = RenderStateMachine(viewer, 10.0, client)
+    machine.state, machine._calculate_image_res = "high", lambda aspect: (1, 2)
     (welcome,) = welcomes
     welcome(client)
     first = camera_of(pipeline)
@@ -243,6 +260,9 @@ def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
     assert machine._calculate_image_res(1.5) == (48, 72)  # moving: the photos' pixels, whatever the speed
     choose(panel.photo, True)
     assert viewer.control_panel._split.value
+    outputs = pipeline.model.get_outputs_for_camera(camera_of(pipeline))
+    machine._send_output_to_viewer({**outputs, "gl_z_buf_depth": outputs["depth"]})  # where depth is composited
+    menus = viewer.control_panel.renewals
     assert menus[-1][-1] == "autoencoded_photo" and machine.output_keys == set(menus[-1])
     # A picture from before is on its way and renews the menus; so does the next one, with the depth buffer at its end.
     viewer.control_panel.update_output_options(["rgb", "depth", "gl_z_buf_depth"])
