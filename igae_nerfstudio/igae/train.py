@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import TYPE_CHECKING, ClassVar, Optional, Tuple, Type
 
 import tyro
+
+if TYPE_CHECKING:
+    from igae_nerfstudio.igae.config import IGAEConfig
+    from igae_nerfstudio.igae.training import IGAETrainer
 
 
 @dataclass
@@ -30,6 +34,8 @@ class TrainCommand:
     wandb: bool = False
     """Log to Weights & Biases; WANDB_MODE=offline needs no network."""
 
+    NAME: ClassVar[str] = "igae-train"
+
     def run(self) -> None:
         """Train."""
         from igae_nerfstudio.engine.interruption import ends_in_one_line
@@ -41,11 +47,11 @@ class TrainCommand:
         from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
         from igae_nerfstudio.files import job_folder
         from igae_nerfstudio.igae.config import load_config
-        from igae_nerfstudio.igae.training import IGAETrainer
 
-        config = load_config(*self.config, overrides=self.set)
-        with job_folder(self.output_dir, "igae-train"):
-            IGAETrainer(
+        settings, trainer = self._settings_and_trainer()
+        config = load_config(*self.config, overrides=self.set, of=settings)
+        with job_folder(self.output_dir, self.NAME):
+            trainer(
                 config,
                 self.scenes,
                 self.images,
@@ -54,6 +60,12 @@ class TrainCommand:
                 tensorboard=self.tensorboard,
                 wandb=self.wandb,
             ).run()
+
+    def _settings_and_trainer(self) -> Tuple[Type[IGAEConfig], Type[IGAETrainer]]:
+        from igae_nerfstudio.igae.config import IGAEConfig
+        from igae_nerfstudio.igae.training import IGAETrainer
+
+        return IGAEConfig, IGAETrainer
 
 
 def main() -> None:

@@ -4,57 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, Optional, Tuple, Type
 
 import tyro
 
+from igae_nerfstudio.igae import train as igae_train
+
+if TYPE_CHECKING:
+    from igae_nerfstudio.igae.config import IGAEConfig
+    from igae_nerfstudio.igae.training import IGAETrainer
+
 
 @dataclass
-class TrainCommand:
+class TrainCommand(igae_train.TrainCommand):
     """Train an autoencoder, shared planes and scenes together; run again, it goes on where it stopped."""
 
     config: Tuple[Path, ...]
     """YAML files such as configs/many_scenes/paper.yaml, later over earlier ones; the rest has the paper's values."""
-    scenes: Path
-    """Folder of scenes in Blender format, as `igae-render-objects` makes them, or in that of ShapeNet-SRN."""
     output_dir: Path
     """Where everything goes: checkpoints, metrics.jsonl, figures, autoencoder, what scenes share, and the scenes."""
-    autoencoder: str = "bundled"
-    """What to start from: a folder in diffusers' format, a hub id, `bundled`, or `bundled-ae`."""
     images: Optional[Path] = None
     """Folder of real images; only needed where weights.real_autoencoding is above 0."""
+    autoencoder: str = "bundled"
+    """What to start from: a folder in diffusers' format, a hub id, `bundled`, or `bundled-ae`."""
     set: Tuple[str, ...] = ()
     """Settings over those of the config, such as stage1.epochs=3 micro_macro.shared_planes=0."""
-    tensorboard: bool = True
-    """Write TensorBoard event files."""
-    wandb: bool = False
-    """Log to Weights & Biases; WANDB_MODE=offline needs no network."""
 
-    def run(self) -> None:
-        """Train."""
-        from igae_nerfstudio.engine.interruption import ends_in_one_line
+    NAME: ClassVar[str] = "igae-scenes train"
 
-        with ends_in_one_line(f"before the first step; the same command starts again, into {self.output_dir}"):
-            self._run()
-
-    def _run(self) -> None:
-        from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-        from igae_nerfstudio.files import job_folder
-        from igae_nerfstudio.igae.config import load_config
+    def _settings_and_trainer(self) -> Tuple[Type[IGAEConfig], Type[IGAETrainer]]:
         from igae_nerfstudio.many_scenes.config import ManyScenesConfig
         from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
 
-        config = load_config(*self.config, overrides=self.set, of=ManyScenesConfig)
-        with job_folder(self.output_dir, "igae-scenes train"):
-            ManyScenesTrainer(
-                config,
-                self.scenes,
-                self.images,
-                AutoencoderConfig(name_or_path=self.autoencoder),
-                self.output_dir,
-                tensorboard=self.tensorboard,
-                wandb=self.wandb,
-            ).run()
+        return ManyScenesConfig, ManyScenesTrainer
 
 
 @dataclass
