@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, files_up_to, run_in_processes, tiny_autoencoder, write_blender_scene
+from conftest import ROOT, files_up_to, run_and_kill, run_in_processes, tiny_autoencoder, write_blender_scene
 from emulated_cuda import emulated_cuda
 from PIL import Image
 
@@ -82,15 +82,12 @@ def test_training_on_a_gpu(data: dict[str, Path], tmp_path: Path, monkeypatch: p
         convolution = next(m for m in trainer.autoencoder.modules() if isinstance(m, torch.nn.Conv2d))
         convolution.register_forward_hook(lambda module, args, result: dtypes.add(result.dtype))
 
-        def stop(losses, progress):
+        def checked(losses, progress):
             assert all(x.device == device and bool(x.isfinite()) for x in losses.values())
             report(losses, progress)
-            if (trainer.stage, trainer.step) == (2, 3):
-                raise Stop
 
-        monkeypatch.setattr(trainer, "_report", stop)
-        with pytest.raises(Stop):
-            trainer.run()
+        monkeypatch.setattr(trainer, "_report", checked)
+        run_and_kill(trainer, 2, 4, monkeypatch)
         assert torch.bfloat16 in dtypes
     folder = make_trainer(data, tmp_path, config).run()
     assert bool(weights_of(folder).isfinite().all())
@@ -157,10 +154,6 @@ def weights_of(folder: Path) -> torch.Tensor:
     return torch.cat([p.flatten() for p in module.state_dict().values()])
 
 
-class Stop(Exception):
-    """Stands for a kill."""
-
-
 @pytest.mark.parametrize(
     ("stop_at", "convolutions_lr"), [((1, 1), None), ((1, 5), None), ((2, 3), None), ((2, 3), 1e-3)]
 )
@@ -171,22 +164,12 @@ def test_a_stopped_training_ends_where_the_uninterrupted_one_does(
     convolutions_lr: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Checkpoints after every step; stopped in the middle of a step, whose planes are already written."""
+    """Checkpoints after every step."""
     config = small_config()
     config.stage2.convolutions_lr = convolutions_lr
     whole = make_trainer(data, tmp_path / "whole", config).run()
     config.minutes_per_checkpoint = 0
-    trainer = make_trainer(data, tmp_path / "stopped", config)
-    report = trainer._report
-
-    def stop(losses, progress):
-        if (trainer.stage, trainer.step) == stop_at:
-            raise Stop
-        report(losses, progress)
-
-    monkeypatch.setattr(trainer, "_report", stop)
-    with pytest.raises(Stop):
-        trainer.run()
+    run_and_kill(make_trainer(data, tmp_path / "stopped", config), *stop_at, monkeypatch)
     again = make_trainer(data, tmp_path / "stopped", config)
     folder = again.run()
     assert torch.equal(weights_of(folder), weights_of(whole))

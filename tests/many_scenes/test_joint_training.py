@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_in_processes
+from conftest import run_and_kill, run_in_processes
 from many_scenes_data import DEBUG, TINY, make_trainer, small_config, write_data
 
 from igae_nerfstudio.errors import InputError
@@ -99,10 +99,6 @@ def test_some_rays_are_the_same_pixels_of_cameras_and_latents(data: Path, tmp_pa
     assert float(one) == pytest.approx(float(error[:, :, batch.pixels].mean()), rel=1e-4)
 
 
-class Stop(Exception):
-    """Stands for a kill."""
-
-
 def results_of(folder: Path) -> list[torch.Tensor]:
     part = SharedPart.load(folder)
     scenes = [load_scene(folder / "scenes" / name).planes for name in part.scenes]
@@ -116,17 +112,7 @@ def test_a_stopped_training_ends_where_the_uninterrupted_one_does(
 ) -> None:
     make_trainer(data, tmp_path / "whole").run()
     overrides = ["minutes_per_checkpoint=0"]
-    trainer = make_trainer(data, tmp_path / "stopped", overrides)
-    report = trainer._report
-
-    def stop(losses, progress):
-        if (trainer.stage, trainer.step) == stop_at:
-            raise Stop
-        report(losses, progress)
-
-    monkeypatch.setattr(trainer, "_report", stop)
-    with pytest.raises(Stop):
-        trainer.run()
+    run_and_kill(make_trainer(data, tmp_path / "stopped", overrides), *stop_at, monkeypatch)
     make_trainer(data, tmp_path / "stopped", [*overrides, "exploit.start=noise"]).run()  # exploit's are not its own
     for one, other in zip(results_of(tmp_path / "whole"), results_of(tmp_path / "stopped")):
         assert torch.equal(one, other)
