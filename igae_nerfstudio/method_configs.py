@@ -35,9 +35,11 @@ from igae_nerfstudio.models.nerfacto import LatentNerfactoConfig
 from igae_nerfstudio.models.tensorf import LatentTensoRFConfig
 from igae_nerfstudio.models.triplanes import LatentTriPlanesConfig
 from igae_nerfstudio.models.vanilla_nerf import LatentVanillaNeRFConfig
+from igae_nerfstudio.pipelines.finished_commands import check_config_of_command
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipelineConfig
 
 read_own_classes()  # every command of Nerfstudio imports this module before it reads a run's config.yml
+check_config_of_command()
 
 Optimizers = Dict[str, Any]
 """Nerfstudio's optimizer section: parameter group -> {"optimizer": config, "scheduler": config or None}."""

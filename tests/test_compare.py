@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from igae_nerfstudio.compare import CompareCommand
 from igae_nerfstudio.engine.interruption import STATUS
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.pipelines.finished_run import FinishedRun
+from igae_nerfstudio.pipelines.finished_run import FinishedRun, config_of
 from igae_nerfstudio.pipelines.pictures import LINE, broken, sheet, to_uint8, write_film
 
 
@@ -145,9 +145,13 @@ def test_bad_input_is_named(runs: dict[str, Path], tmp_path: Path, monkeypatch: 
     empty.mkdir()
     damaged = tmp_path / "broken"
     damaged.mkdir()
-    (damaged / "config.yml").write_text("!!python/object:nowhere.Config {}\n")
+    (damaged / "config.yml").write_text("!!python/object:nowhere.Config {vis: viewer}\n")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "config.yml").write_text(config_of(runs["latent"]).read_text().partition("pipeline:")[0])
     for arguments, message in (
         ({"runs": (empty,)}, "no run in .*empty"),
+        ({"runs": (cut,)}, "config.yml cannot be read: it is cut short.*cut/config.yml"),
         ({"runs": (damaged,)}, "broken/config.yml cannot be read: cannot find module 'nowhere'"),
         ({"output_path": tmp_path / "a.gif"}, "must end in .png or .mp4"),
         ({"names": ("one", "two", "three")}, "3 --names for 1 runs"),

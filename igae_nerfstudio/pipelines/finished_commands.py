@@ -1,6 +1,7 @@
 """What Nerfstudio's commands on finished runs (`ns-render`, `ns-viewer`, ...) do not see to, before they need it.
 
-Their code is Nerfstudio's, and builds the pipeline first; this is called from there.
+Their code is Nerfstudio's. It imports the methods, reads the run's config.yml and builds the pipeline; this is called
+from the first and from the last of these.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Optional, Sequence
 
 import yaml
 
+from igae_nerfstudio.autoencoder.autoencoder import first_line
 from igae_nerfstudio.console import warn
 from igae_nerfstudio.engine.interruption import STATUS, handles_interrupts, say_at_once, stopped
 from igae_nerfstudio.engine.port import check_port
@@ -32,6 +34,9 @@ WHAT_IS_KEPT = {
     "ns-viewer": "in the viewer: the run is as it was",
 }
 """By command, what it says at ctrl-C."""
+
+LAST_SETTING = "vis"
+"""Nerfstudio writes a run's settings in alphabetical order."""
 
 
 def prepare_command(arguments: Optional[Sequence[str]] = None) -> None:
@@ -66,6 +71,49 @@ def prepare_command(arguments: Optional[Sequence[str]] = None) -> None:
             raise stopped(WHAT_IS_KEPT[command], say_at_once)
 
         signal.signal(signal.SIGINT, end)
+
+
+def check_config_of_command(arguments: Optional[Sequence[str]] = None) -> None:
+    """`check_config` of what `--load-config` names, if this process is one of the commands above.
+
+    Args:
+        arguments: of the process, by default `sys.argv`.
+    """
+    arguments = sys.argv if arguments is None else arguments
+    if arguments and Path(arguments[0]).stem in WHAT_IS_KEPT:
+        config = value_of("--load-config", arguments)
+        if config is not None:
+            check_config(Path(config))
+
+
+def check_config(config: Path) -> None:
+    """Make sure that a run's config.yml is whole.
+
+    One that is cut off at the end of a line may still be YAML, and what it lacks would be taken for settings that are
+    newer than the run (`engine/old_runs.py`).
+
+    Args:
+        config: the run's config.yml.
+
+    Raises:
+        InputError: it is not there, is no YAML, is empty or ends too early.
+    """
+    if not config.is_file():
+        raise InputError(f"--load-config {config} is no file; pass the config.yml of a run")
+    try:
+        node = yaml.compose(config.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = "" if where is None else f" in line {where.line + 1}"
+        reason = f"{getattr(error, 'problem', None) or first_line(error)}{line}"
+    else:
+        settings = {key.value for key, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
+        if LAST_SETTING in settings:
+            return
+        reason = "it is empty" if node is None else "it is cut short, or not of a run"
+    raise InputError(
+        f"the run's config.yml cannot be read: {reason} ({config}); put it back from a copy, or train again"
+    )
 
 
 def check_checkpoint(config: Path) -> None:

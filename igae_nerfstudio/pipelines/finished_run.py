@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.pipelines.finished_commands import check_checkpoint
+from igae_nerfstudio.pipelines.finished_commands import check_checkpoint, check_config
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 from igae_nerfstudio.pipelines.pictures import photo_of, rendered_rgb, to_uint8
 
@@ -35,6 +35,7 @@ class FinishedRun:
     def __init__(self, path: Path) -> None:
         self.config_path = config_of(path)
         try:
+            check_config(self.config_path)
             check_checkpoint(self.config_path)
             with contextlib.redirect_stdout(io.StringIO()):
                 config, self.pipeline, _, _ = eval_setup(self.config_path, test_mode="inference")

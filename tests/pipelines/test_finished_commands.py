@@ -1,4 +1,4 @@
-"""What the commands on finished runs see to: ffmpeg, the port, ctrl-C."""
+"""What the commands on finished runs see to: their config.yml, ffmpeg, the port, ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from igae_nerfstudio.engine.interruption import STATUS
 from igae_nerfstudio.engine.port import check_port
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.pipelines import finished_commands
-from igae_nerfstudio.pipelines.finished_commands import prepare_command, value_of
+from igae_nerfstudio.pipelines.finished_commands import check_config_of_command, prepare_command, value_of
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,37 @@ def test_the_newest_checkpoint_is_whole(tmp_path: Path, autoencoder_dir: Path) -
         prepare_command(words)
 
 
+@pytest.mark.parametrize("command", finished_commands.WHAT_IS_KEPT)
+def test_a_config_that_is_not_whole(command: str, tmp_path: Path, autoencoder_dir: Path) -> None:
+    whole = yaml.dump(latent_config("tensorf", tmp_path, autoencoder_dir, tmp_path / "runs"))
+    path = tmp_path / "config.yml"
+    words = [f"/somewhere/{command}", "dataset", "--load-config", str(path)]
+    with pytest.raises(InputError, match=f"{path} is no file; pass the config.yml of a run"):
+        check_config_of_command(words)
+    path.write_text(whole)
+    check_config_of_command(words)
+    lines = whole.splitlines(keepends=True)
+    vis = next(number for number, line in enumerate(lines) if line.startswith("vis:"))
+    cut = "it is cut short, or not of a run"
+    for text, reason in (
+        ("", "it is empty"),
+        (whole[: whole.index("machine:") + 4], "in line"),
+        (whole[: whole.index("pipeline:")], cut),
+        ("".join(lines[:vis]), cut),
+        ("frames: []\n", cut),
+        ("- 1\n", cut),
+        ("\0", "special characters"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=f"config.yml cannot be read: .*{reason}.*{path}.*train again") as error:
+            check_config_of_command(words)
+        assert "\n" not in str(error.value)
+
+
 def test_other_programs_are_left_alone() -> None:
+    check_config_of_command(["pytest", "--load-config", "nowhere.yml"])
+    check_config_of_command(["ns-eval"])
+    check_config_of_command([])
     prepare_command(["pytest"])
     prepare_command([])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
