@@ -66,7 +66,8 @@ class BenchCommand:
         """Measure and report."""
         from igae_nerfstudio.engine.interruption import ends_in_one_line
 
-        with ends_in_one_line(f"while measuring: methods that were finished before are in {self.output_dir}"):
+        kept = f"methods that were finished before are in {self.output_dir}; the same command starts again"
+        with ends_in_one_line(f"while measuring: {kept}"):
             self._run()
 
     def _run(self) -> None:

@@ -298,8 +298,8 @@ def test_ctrl_c_kills_the_sides_and_says_what_is_kept(
     with pytest.raises(SystemExit) as end:
         BenchCommand(blender_scene, tmp_path / "out").run()
     assert end.value.code == STATUS and killed == ["rgb", "latent"]
-    line = f"Stopped by ctrl-C while measuring: methods that were finished before are in {tmp_path / 'out'}"
-    assert line in capsys.readouterr().out
+    line = f"Stopped by ctrl-C while measuring: methods that were finished before are in {tmp_path / 'out'}; the same "
+    assert f"{line}command starts again" in capsys.readouterr().out
 
 
 def test_a_side_that_fails_ends_in_one_line(blender_scene: Path, tmp_path: Path) -> None:
