@@ -12,6 +12,7 @@ from emulated_cuda import CudaTensor, emulated_cuda
 from torch import nn
 
 from igae_nerfstudio.models.latent_model import LatentModel
+from igae_nerfstudio.rendering.occupancy_marching import render_weights
 
 
 def test_the_emulation_is_strict() -> None:
@@ -126,3 +127,33 @@ def test_finished_runs(
     assert results["psnr"] == pytest.approx(expected["psnr"], abs=1e-4)
     assert results["latent_psnr"] == pytest.approx(expected["latent_psnr"], abs=1e-2)
     assert len(list((tmp_path / "dataset" / "test").glob("*/*"))) == 6 and any((tmp_path / "path").iterdir())
+
+
+def test_instant_ngp_with_compiled_kernels(
+    blender_scene: Path, autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nerfstudio's own code renders what ours does; in the place of nerfacc's kernels stands their plain torch."""
+    import nerfacc
+
+    def weights(t_starts, t_ends, sigmas, packed_info):
+        rays = torch.arange(len(packed_info), device=packed_info.device).repeat_interleave(packed_info[:, 1])
+        return (render_weights(sigmas, t_starts, t_ends, rays, len(packed_info)),)
+
+    monkeypatch.setattr("igae_nerfstudio.models.instant_ngp.kernels_work", lambda: True)
+    monkeypatch.setattr(nerfacc, "render_weight_from_density", weights)
+    config = latent_config("instant_ngp", blender_scene, autoencoder_dir, tmp_path).pipeline
+    with emulated_cuda() as device:
+        pipeline = config.setup(device="cuda")
+        scene = pipeline.model.scene
+        assert scene.compiled
+        scene.occupancy_grid.binaries.fill_(True)
+        scene.sampler.forward = lambda ray_bundle, **_: scene._samples(ray_bundle)
+        rays = pipeline.datamanager.next_train(0)[0].flatten()
+        with torch.no_grad():
+            compiled = scene.eval()(rays)
+            scene.compiled = False
+            plain = scene(rays)
+        assert set(compiled) == set(plain) and float(plain["accumulation"].mean()) > 0.01
+        assert all(value.device == device for value in compiled.values())
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name].cpu(), value.cpu(), msg=name)
