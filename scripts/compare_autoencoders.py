@@ -78,9 +78,10 @@ METHODS = {
         --optimizers.fields.scheduler.max-steps TOTAL --optimizers.fields.scheduler.lr-final 5e-4""",
     ),
     "vanilla-nerf": Method(
+        1200,
         400,
-        300,
-        """--pipeline.model.num-coarse-samples 16 --pipeline.model.num-importance-samples 16
+        """--pipeline.model.layer-width 128
+        --pipeline.model.num-coarse-samples 16 --pipeline.model.num-importance-samples 16
         --pipeline.model.collider-params near_plane 1.2 far_plane 3.0
         --optimizers.fields.optimizer.lr 1.5e-3 --pipeline.datamanager.images-per-batch 1""",
     ),
