@@ -86,35 +86,39 @@ def check(path: Path, radius_error: float = 0.06) -> None:
     assert np.median(error) < 0.12
 
 
-def test_point_cloud(tmp_path: Path) -> None:
+def export_point_cloud(folder: Path) -> Path:
     from nerfstudio.scripts.exporter import ExportPointCloud
 
-    ExportPointCloud(Path("run"), tmp_path, num_points=15_000, normal_method="open3d").main()
-    check(tmp_path / "point_cloud.ply")
+    torch.manual_seed(0)
+    ExportPointCloud(Path("run"), folder, num_points=15_000, normal_method="open3d").main()
+    return folder / "point_cloud.ply"
 
 
-def test_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as there is none."""
-    from nerfstudio.scripts.exporter import ExportPointCloud, ExportTSDFMesh
-
-    with emulated_cuda():
-        ball = make_ball(tmp_path, "cuda")
-        monkeypatch.setattr("nerfstudio.scripts.exporter.eval_setup", lambda path, **_: (None, ball, path, 0))
-        torch.manual_seed(0)
-        ExportPointCloud(Path("run"), tmp_path, num_points=15_000, normal_method="open3d").main()
-        seen = {"bounding_box_min": (-0.65,) * 3, "bounding_box_max": (0.65,) * 3}
-        ExportTSDFMesh(Path("run"), tmp_path, 1, resolution=[64] * 3, texture_method="tsdf", **seen).main()
-    check(tmp_path / "point_cloud.ply")
-    check(tmp_path / "tsdf_mesh.ply")
-
-
-def test_tsdf(tmp_path: Path) -> None:
+def export_tsdf(folder: Path) -> Path:
     from nerfstudio.scripts.exporter import ExportTSDFMesh
 
     seen = {"bounding_box_min": (-0.65,) * 3, "bounding_box_max": (0.65,) * 3}  # what no camera sees counts as solid
     options = {"downscale_factor": 1, "resolution": [64] * 3, "texture_method": "tsdf", **seen}
-    ExportTSDFMesh(Path("run"), tmp_path, **options).main()
-    check(tmp_path / "tsdf_mesh.ply")
+    ExportTSDFMesh(Path("run"), folder, **options).main()
+    return folder / "tsdf_mesh.ply"
+
+
+def test_point_cloud(tmp_path: Path) -> None:
+    check(export_point_cloud(tmp_path))
+
+
+def test_tsdf(tmp_path: Path) -> None:
+    check(export_tsdf(tmp_path))
+
+
+def test_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as there is none."""
+    with emulated_cuda():
+        ball = make_ball(tmp_path, "cuda")
+        monkeypatch.setattr("nerfstudio.scripts.exporter.eval_setup", lambda path, **_: (None, ball, path, 0))
+        exported = (export_point_cloud(tmp_path), export_tsdf(tmp_path))
+    for path in exported:
+        check(path)
 
 
 def test_poisson(tmp_path: Path) -> None:
