@@ -165,16 +165,13 @@ def flat_latent(encode: Callable[[Tensor], Tensor], colour: Tensor, size: int = 
     return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2))
 
 
-def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 1e-6) -> int:
-    """How many latent pixels around its own a decoded pixel depends on.
+def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 1e-6) -> Optional[int]:
+    """How many latent pixels around its own a decoded pixel depends on; None: more than 20, as with attention.
 
     Args:
         decoder: D.
         latent_channels: c.
         tolerance: share of the gradient's energy that may lie further away; 0: none.
-
-    Raises:
-        InputError: it depends on more than 20, as a decoder with attention does on all.
     """
     parameter = next(decoder.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -190,10 +187,7 @@ def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 
         outside[inside, inside] = 0
         if float(outside.sum()) <= tolerance * float(energy.sum()):
             return margin
-    raise InputError(
-        "the decoder looks at the whole picture, so it cannot be trained on patches; leave "
-        "--pipeline.datamanager.alignment-patch-size at 0"
-    )
+    return None
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

@@ -155,8 +155,13 @@ class SideWorker:
         if self.side.space == "rgb":
             data.train_pixel_sampler.set_num_rays_per_batch(round(share * RGB_RAYS))
             return
-        for name in ("images_per_batch", "random_latent_rays"):
-            usual = self._usual.setdefault(name, getattr(data.config, name))
+        if not self._usual:  # now, as what is chosen by itself depends on the images of a step
+            data.config.alignment_patch_size = data.alignment_patch_size()
+            self._usual = {
+                "images_per_batch": data.config.images_per_batch,
+                "random_latent_rays": data.random_latent_rays(),
+            }
+        for name, usual in self._usual.items():
             setattr(data.config, name, round(share * usual))
 
     def _step(self, stage: Stage) -> None:

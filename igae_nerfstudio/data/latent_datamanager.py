@@ -1,8 +1,10 @@
-"""From a dataset to batches of full latent images.
+"""From a dataset to batches of latent images.
 
 images + cameras --encode once--> cached latents --B per step--> rays (B, h, w), latents (B, h, w, c), photos.
 
-Whole images, because a decoder needs neighbours: single latent pixels cannot be decoded (paper, section 5.1).
+Whole images, because a decoder needs neighbours: single latent pixels cannot be decoded (paper, section 5.1). Where
+images are larger than the paper's, steps take as many pixels as those have: single ones where nothing is decoded, and
+patches with all the neighbours that the decoder looks at where something is.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,12 @@ from igae_nerfstudio.errors import InputError
 
 BACKGROUND_COLOURS = {"white": torch.ones(3), "black": torch.zeros(3)}
 
+RAYS_PER_STEP = 1024
+"""Latent rays of a step: those of the paper's four images of 128 x 128 pixels. Where whole images have more, steps take
+as many at random, or patches."""
+PATCH_SIZE = 16
+"""Latent pixels a side of such a patch: four have as many."""
+
 
 @dataclass
 class LatentDataManagerConfig(VanillaDataManagerConfig):
@@ -50,14 +58,14 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     _target: Type = field(default_factory=lambda: LatentDataManager)
     images_per_batch: int = 4
     """B, latent images per training step (paper, table 11: 4)."""
-    random_latent_rays: int = 0
-    """In latent supervision, take so many rays at random from all images instead of B images; 0: whole images. Of
-    several devices each takes its share."""
-    alignment_patch_size: int = 0
+    random_latent_rays: Optional[int] = None
+    """In latent supervision, take so many rays at random from all images instead of B images; 0: whole images. None:
+    1,024 where B images have more, as those of more than 128 x 128 pixels have. Of several devices each takes its
+    share."""
+    alignment_patch_size: Optional[int] = None
     """In RGB alignment, render and compare patches of so many latent pixels a side, plus the margin that the decoder
-    looks at; 0: whole images. For large images, of which a step would otherwise render every latent pixel."""
-    fast: ClassVar[Dict[str, Any]] = {"random_latent_rays": 1024, "alignment_patch_size": 16}
-    """Settings of `--pipeline.preset fast`: as many rays as four images of 128 x 128 pixels have."""
+    looks at; 0: whole images. None: 16 where B images have more than 1,024 latent pixels and the decoder does not look
+    at the whole picture."""
     latent_cache_dir: Optional[Path] = None
     """Folder for encoded photos; None: `igae-nerfstudio/latents` in the user's cache folder. Latents of any
     number of scenes and autoencoders can share it."""
@@ -67,6 +75,9 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     """Seed of the order in which training images are visited."""
     scene_record: Annotated[Optional[Path], Suppress] = None
     """The file in the run's folder that holds the dataset's cameras; the trainer sets it."""
+
+
+SplitName = Literal["train", "eval"]
 
 
 @dataclass
@@ -169,7 +180,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
                 f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}; it must be 1 or more"
             )
         for name in ("alignment_patch_size", "random_latent_rays"):
-            if getattr(config, name) < 0:
+            if (getattr(config, name) or 0) < 0:
                 raise InputError(
                     f"--pipeline.datamanager.{name.replace('_', '-')} is {getattr(config, name)}; it must be 0 (whole "
                     "images) or more"
@@ -183,6 +194,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         self.train_split: Optional[LatentSplit] = None
         self._autoencoder: Optional[Autoencoder] = None
         self._eval_split: Optional[LatentSplit] = None
+        self._rays_of_last_batch = 0
         self.photos_missing = test_mode != "val" and _only_the_record_is_left(config)
         if self.photos_missing:
             warn(
@@ -307,18 +319,39 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         run visits the images in the same order as one that was never interrupted."""
         if self.train_split is None:  # an exporter asks for rays of a finished run
             return self._random_view(), {}
-        return self.train_split.batch(self._visit(len(self.train_dataset), step), self.device)
+        return self._counted(self.train_split.batch(self._visit(len(self.train_dataset), step), self.device))
 
-    def next_train_rays(self, step: int) -> Tuple[RayBundle, Dict[str, Any]]:
-        """Single latent rays of the training split; a function of the step alone."""
-        share = max(1, self.config.random_latent_rays // self.processes)
-        return self.train_split.random_rays(share, self._generator(step))
+    def next_rays(self, step: int, split: SplitName = "train") -> Tuple[RayBundle, Dict[str, Any]]:
+        """Single latent rays of a split, see `LatentSplit.random_rays`; a function of the step alone."""
+        share = max(1, self.random_latent_rays() // self.processes)
+        return self._counted(self._split(split).random_rays(share, self._generator(step)))
 
-    def next_train_patches(self, step: int, margin: int) -> Tuple[RayBundle, Dict[str, Any]]:
+    def next_patches(self, step: int, margin: int, split: SplitName = "train") -> Tuple[RayBundle, Dict[str, Any]]:
         """Patches of the images of `next_train`, see `LatentSplit.patches`; a function of the step alone."""
-        chosen = self._visit(len(self.train_dataset), step)
-        size = self.config.alignment_patch_size
-        return self.train_split.patches(chosen, size, margin, self._generator(step), self.device)
+        there, size = self._split(split), self.alignment_patch_size()
+        chosen = self._visit(len(there.photos), step)
+        return self._counted(there.patches(chosen, size, margin, self._generator(step), self.device))
+
+    def random_latent_rays(self) -> int:
+        """How many rays latent supervision takes at random in a step, on all devices; 0: whole images."""
+        chosen = self.config.random_latent_rays
+        return chosen if chosen is not None else RAYS_PER_STEP if self._images_are_large() else 0
+
+    def alignment_patch_size(self) -> int:
+        """Latent pixels a side of RGB alignment's patches, if the decoder allows them; 0: whole images."""
+        chosen = self.config.alignment_patch_size
+        return chosen if chosen is not None else PATCH_SIZE if self._images_are_large() else 0
+
+    def _images_are_large(self) -> bool:
+        h, w = self.train_split.latents.shape[1:3]
+        return self.config.images_per_batch * h * w > RAYS_PER_STEP
+
+    def _split(self, name: SplitName) -> LatentSplit:
+        return self.train_split if name == "train" else self.encode_eval_split()
+
+    def _counted(self, batch: Tuple[RayBundle, Dict[str, Any]]) -> Tuple[RayBundle, Dict[str, Any]]:
+        self._rays_of_last_batch = batch[0].size
+        return batch
 
     def _generator(self, step: int) -> torch.Generator:
         """Random numbers of a step of this process."""
@@ -347,11 +380,8 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return cameras.generate_rays(camera_indices=index, keep_shape=True)
 
     def get_train_rays_per_batch(self) -> int:
-        """Latent rays of one step, B h w; of several processes, this one's."""
-        if self.train_split is None:
-            return self.config.train_num_rays_per_batch
-        h, w = self.train_split.latents.shape[1:3]
-        return self.config.images_per_batch // self.processes * h * w
+        """Latent rays of the last step; of several processes, this one's."""
+        return self._rays_of_last_batch or self.config.train_num_rays_per_batch
 
 
 @lru_cache(maxsize=8)

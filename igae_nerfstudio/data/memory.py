@@ -22,10 +22,7 @@ LARGE_STEP = 1 << 15
 SHARE = 256
 """Of a large step, one ray in so many is tried."""
 SHRINK = "shrink the photos with --pipeline.datamanager.camera-res-scale-factor {factor:g}"
-SMALLER_STEPS = (
-    "take steps that do not grow with the photos (--pipeline.preset fast), or fewer photos a step "
-    "(--pipeline.datamanager.images-per-batch), or "
-) + SHRINK
+SMALLER_STEPS = "take fewer photos a step (--pipeline.datamanager.images-per-batch), or " + SHRINK
 
 
 def free_memory(device: torch.device | str) -> int:

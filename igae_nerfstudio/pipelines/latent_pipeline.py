@@ -41,6 +41,7 @@ from igae_nerfstudio.data.latent_datamanager import (
     LatentDataManager,
     LatentDataManagerConfig,
     LatentSplit,
+    SplitName,
 )
 from igae_nerfstudio.data.memory import LARGE_STEP, SHARE, SMALLER_STEPS, check_fits, kept_bytes
 from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
@@ -64,8 +65,7 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     datamanager: LatentDataManagerConfig = field(default_factory=LatentDataManagerConfig)
     """The data."""
     preset: Literal["paper", "fast"] = "paper"
-    """`fast`: scene models no larger than latents need, and steps that do not grow with the pictures
-    (docs/performance.md), where a setting is not chosen by hand."""
+    """`fast`: scene models no larger than latents need (docs/performance.md), where a setting is not chosen by hand."""
     settings: Optional[Path] = None
     """YAML file of settings of this group, over all others, such as configs/latent_nerf/official.yaml."""
     latent_supervision_steps: int = 10_000
@@ -93,7 +93,6 @@ class LatentPipelineConfig(VanillaPipelineConfig):
         """
         if self.preset == "fast":
             use_fast_settings(self.model)
-            use_fast_settings(self.datamanager)
         if self.settings is not None:
             settings = from_dict(type(self), read_yaml(self.settings), str(self.settings), default=self)
             vars(self).update(vars(settings), settings=None)
@@ -156,7 +155,7 @@ class LatentPipeline(VanillaPipeline):
         self.autoencoder = autoencoder
         self.image_metrics = ImageMetrics()
         self.phase = self.schedule.phase(0)
-        self._margin: Optional[int] = None
+        self._margin: Optional[int] = None  # of RGB alignment's patches, if it takes any
         self._model = DecodedScene(
             scene=self._model,
             decoder=decoder,
@@ -183,9 +182,25 @@ class LatentPipeline(VanillaPipeline):
         colour = self.datamanager.train_dataset.background_colour
         background = self.autoencoder.encode_colour(colour).to(self.device)
         model.scene.set_background(model.normalizer.normalize(background))
+        if self.datamanager.alignment_patch_size():
+            self._margin = self._patch_margin()
         largest = max(self.next_batch(0, phase)[0].size for phase in Phase)
         if largest >= LARGE_STEP:
             self._check_step_fits(split, largest)
+
+    def _patch_margin(self) -> Optional[int]:
+        """Latent pixels that patches need around them; None: whole images, as the decoder looks at all of them.
+
+        Raises:
+            InputError: it does, and patches were asked for.
+        """
+        margin = receptive_margin(self.model.decoder, self.model.normalizer.mean.numel())
+        if margin is None and self.datamanager.config.alignment_patch_size:
+            raise InputError(
+                "the decoder looks at the whole picture, so it cannot be trained on patches; leave out "
+                "--pipeline.datamanager.alignment-patch-size"
+            )
+        return margin
 
     def _check_step_fits(self, split: LatentSplit, count: int) -> None:
         """Try a small part of a step of `count` rays; raises InputError where the whole needs more than is free."""
@@ -209,27 +224,22 @@ class LatentPipeline(VanillaPipeline):
         """
         return self._losses(*self.next_batch(step, self.phase))
 
-    def next_batch(self, step: int, phase: Phase) -> Tuple[RayBundle, Dict[str, Any]]:
-        """Rays and targets of a step: whole images, or what the phase takes in their place."""
-        data, aligning = self.datamanager, phase is Phase.RGB_ALIGNMENT
-        if aligning and data.config.alignment_patch_size:
-            return data.next_train_patches(step, self._decoder_margin())
-        if not aligning and data.config.random_latent_rays:
-            return data.next_train_rays(step)
-        return data.next_train(step)
-
-    def _decoder_margin(self) -> int:
-        if self._margin is None:
-            self._margin = receptive_margin(self.model.decoder, self.model.normalizer.mean.numel())
-        return self._margin
+    def next_batch(self, step: int, phase: Phase, split: SplitName = "train") -> Tuple[RayBundle, Dict[str, Any]]:
+        """Rays and targets of a step: whole images, or what the phase takes of larger ones."""
+        data = self.datamanager
+        if phase is Phase.RGB_ALIGNMENT:
+            if data.alignment_patch_size() and self._margin is not None:
+                return data.next_patches(step, self._margin, split)
+        elif data.random_latent_rays():
+            return data.next_rays(step, split)
+        return data.next_train(step) if split == "train" else data.next_eval(step)
 
     @profiler.time_function
     def get_eval_loss_dict(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, Tensor]]:
-        """The losses of the current phase on B evaluation images."""
+        """The losses of the current phase on evaluation images."""
         self.eval()
         with torch.no_grad():
-            rays, batch = self.datamanager.next_eval(step)
-            result = self._losses(rays, batch)
+            result = self._losses(*self.next_batch(step, self.phase, "eval"))
         self.train()
         return result
 

@@ -129,12 +129,17 @@ def test_psnr_of_a_known_picture(blender_scene: Path, tmp_path: Path, monkeypatc
 
 
 def test_work_is_counted_as_it_is_done(blender_scene: Path, tmp_path: Path) -> None:
-    """Random rays and patches, in the place of whole images."""
-    config = replace(side(blender_scene, tmp_path, space="latent", size=128), preset="fast")
-    facts = worker.SideWorker(config).facts()
+    """Of larger pictures random rays and patches, and of a share of a step a share of both."""
+    config = replace(side(blender_scene, tmp_path, space="latent", size=256), preset="fast")
+    measured = worker.SideWorker(config)
+    facts = measured.facts()
     assert (facts["rays"]["latent supervision"], facts["pixels"]["latent supervision"]) == (1024, 1024 * 64)
-    assert facts["rays"]["RGB alignment"] == 4 * 16 * 16  # there is no room for a margin
-    assert facts["pixels"]["RGB alignment"] == 4 * 128 * 128
+    assert facts["rays"]["RGB alignment"] == 4 * (3 + 16 + 3) ** 2
+    assert 4 * 128**2 <= facts["pixels"]["RGB alignment"] <= 4 * (8 * 19) ** 2  # no margin at the pictures' edges
+    measured._set_share(0.25)
+    assert measured.facts()["rays"] == {"latent supervision": 256, "RGB alignment": 22**2}
+    measured._set_share(1.0)
+    assert measured.facts()["rays"] == facts["rays"]
 
 
 class Scripted:

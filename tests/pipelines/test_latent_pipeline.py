@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import latent_config, tiny_autoencoder
+from conftest import latent_config, tiny_autoencoder, write_blender_scene
 
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.pipelines import latent_pipeline
 from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline
 
@@ -75,14 +76,14 @@ def test_random_latent_rays_belong_to_their_latents(pipeline: LatentPipeline) ->
     """In latent supervision only: a decoder needs whole images."""
     pipeline.config.datamanager.random_latent_rays = 72
     split = pipeline.datamanager.train_split
-    rays, batch = pipeline.datamanager.next_train_rays(5)
+    rays, batch = pipeline.datamanager.next_rays(5)
     assert rays.shape == (2 * 6 * 6,) and batch["latent"].shape == (2 * 6 * 6, 6)
     flat = split.rays.flatten()
     for i in range(0, len(rays), 7):
         (place,) = ((flat.directions == rays.directions[i]) & (flat.origins == rays.origins[i])).all(-1).nonzero()
         assert torch.equal(split.latents.flatten(0, 2)[place[0]], batch["latent"][i])
         assert flat.camera_indices[place[0]] == rays.camera_indices[i]
-    again, other = pipeline.datamanager.next_train_rays(5)[0], pipeline.datamanager.next_train_rays(6)[0]
+    again, other = pipeline.datamanager.next_rays(5)[0], pipeline.datamanager.next_rays(6)[0]
     assert torch.equal(again.directions, rays.directions) and not torch.equal(other.directions, rays.directions)
     assert len(set(rays.camera_indices.flatten().tolist())) == 6  # from all images
 
@@ -98,16 +99,61 @@ def test_patches_train_what_whole_images_train(pipeline: LatentPipeline) -> None
     pipeline.phase = Phase.RGB_ALIGNMENT
     pipeline.eval()  # samples at fixed places
     whole = pipeline.get_train_loss_dict(3)[1]["rgb_alignment_loss"]
-    pipeline.config.datamanager.alignment_patch_size = 6
+    pipeline.config.datamanager.alignment_patch_size, pipeline._margin = 6, pipeline._patch_margin()
     torch.testing.assert_close(pipeline.get_train_loss_dict(3)[1]["rgb_alignment_loss"], whole)
     pipeline.config.datamanager.alignment_patch_size, pipeline._margin = 2, 1
-    rays, batch = pipeline.datamanager.next_train_patches(3, margin=1)
+    rays, batch = pipeline.datamanager.next_patches(3, margin=1)
     assert rays.shape == (2, 4, 4) and batch["image"].shape == (2, 32, 32, 3)
     assert torch.equal(batch["image_idx"], pipeline.datamanager.next_train(3)[1]["image_idx"])
     outputs, losses, _ = pipeline.get_train_loss_dict(3)
     decoded = pipeline.model.decode(outputs["latent_fine"].view(2, 4, 4, 6))
     wrong = ((decoded - batch["image"]).square() * batch["inside"]).sum() / (3 * batch["inside"].sum())
     torch.testing.assert_close(losses["rgb_alignment_loss"], wrong)
+
+
+def test_a_step_does_not_grow_with_the_pictures(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> None:
+    """Up to the rays of the paper's four images of 128 x 128 steps take whole images; of larger ones as many."""
+    large = write_blender_scene(tmp_path / "large", size=(200, 264), counts=(3, 1, 1))  # 25 x 33 latent pixels
+
+    def shapes(scene: Path, **data):
+        config = latent_config("tensorf", scene, autoencoder_dir, tmp_path)
+        for name, value in data.items():
+            setattr(config.pipeline.datamanager, name, value)
+        pipeline = config.pipeline.setup(device="cpu")
+        got = [
+            pipeline.next_batch(5, phase, split)[0].shape
+            for phase in (Phase.LATENT_SUPERVISION, Phase.RGB_ALIGNMENT)
+            for split in ("train", "eval")
+        ]
+        for pipeline.phase in Phase:  # both kinds of batches have losses, in training and in evaluation
+            assert all(loss.isfinite() for loss in pipeline.get_train_loss_dict(5)[1].values())
+            assert all(loss.isfinite() for loss in pipeline.get_eval_loss_dict(5)[1].values())
+        rays = pipeline.next_batch(5, Phase.RGB_ALIGNMENT)[0]
+        assert pipeline.datamanager.get_train_rays_per_batch() == rays.size
+        return got, pipeline._margin
+
+    whole, margin = shapes(blender_scene)
+    assert whole == [(2, 6, 6)] * 4 and margin is None
+    small, margin = shapes(large)
+    side = 16 + 2 * margin
+    assert small == [(1024,)] * 2 + [(2, min(25, side), min(33, side))] * 2
+    assert shapes(large, images_per_batch=1)[0] == [(1, 25, 33)] * 4  # 825
+    assert shapes(large, random_latent_rays=0, alignment_patch_size=0)[0] == [(2, 25, 33)] * 4
+    assert shapes(blender_scene, random_latent_rays=10, alignment_patch_size=1)[0][::2] == [(10,), (2, 6, 6)]
+
+
+def test_a_decoder_that_looks_at_everything_gets_whole_images(
+    autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = write_blender_scene(tmp_path / "large", size=(200, 264), counts=(3, 1, 1))
+    monkeypatch.setattr(latent_pipeline, "receptive_margin", lambda decoder, latent_channels: None)
+    config = latent_config("tensorf", large, autoencoder_dir, tmp_path)
+    pipeline = config.pipeline.setup(device="cpu")
+    assert pipeline.next_batch(0, Phase.RGB_ALIGNMENT)[0].shape == (2, 25, 33)
+    assert pipeline.next_batch(0, Phase.LATENT_SUPERVISION)[0].shape == (1024,)
+    config.pipeline.datamanager.alignment_patch_size = 8
+    with pytest.raises(InputError, match="looks at the whole picture.*leave out --pipeline.datamanager.alignment"):
+        config.pipeline.setup(device="cpu")
 
 
 def test_a_camera_of_twice_the_size_gives_the_same_picture_enlarged(pipeline: LatentPipeline) -> None:

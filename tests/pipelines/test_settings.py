@@ -30,7 +30,6 @@ def test_the_fast_preset_sets_what_exists_and_keeps_what_was_chosen(method: str)
     for name, value in fast.model.fast.items():
         assert getattr(fast.model, name) == value != getattr(paper.model, name)
     assert bool(fast.model.fast) == (method != "nerfacto")
-    assert (fast.datamanager.random_latent_rays, fast.datamanager.alignment_patch_size) == (1024, 16)
     chosen = LatentVanillaNeRFConfig(num_coarse_samples=77)
     use_fast_settings(chosen)
     assert chosen.num_coarse_samples == 77 and chosen.layer_width == 128
