@@ -334,17 +334,17 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     def random_latent_rays(self) -> int:
         """How many rays latent supervision takes at random in a step, on all devices; 0: whole images."""
-        chosen = self.config.random_latent_rays
-        return chosen if chosen is not None else RAYS_PER_STEP if self._images_are_large() else 0
+        return self._chosen(self.config.random_latent_rays, RAYS_PER_STEP)
 
     def alignment_patch_size(self) -> int:
         """Latent pixels a side of RGB alignment's patches, if the decoder allows them; 0: whole images."""
-        chosen = self.config.alignment_patch_size
-        return chosen if chosen is not None else PATCH_SIZE if self._images_are_large() else 0
+        return self._chosen(self.config.alignment_patch_size, PATCH_SIZE)
 
-    def _images_are_large(self) -> bool:
+    def _chosen(self, setting: Optional[int], of_large_images: int) -> int:
+        if setting is not None:
+            return setting
         h, w = self.train_split.latents.shape[1:3]
-        return self.config.images_per_batch * h * w > RAYS_PER_STEP
+        return of_large_images if self.config.images_per_batch * h * w > RAYS_PER_STEP else 0
 
     def _split(self, name: SplitName) -> LatentSplit:
         return self.train_split if name == "train" else self.encode_eval_split()

@@ -41,10 +41,7 @@ class MarchedNGP(NGPModel):
         self.compiled = built_for_cuda(self) and kernels_work()
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
-        outputs = super().get_outputs(ray_bundle) if self.compiled else self._march(ray_bundle)
-        if not self.training:
-            del outputs["num_samples_per_ray"]  # an integer output makes `ns-render dataset` and the viewer fail
-        return outputs
+        return super().get_outputs(ray_bundle) if self.compiled else self._march(ray_bundle)
 
     def _march(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         """Nerfstudio's `get_outputs` without compiled kernels."""

@@ -195,12 +195,15 @@ class LatentPipeline(VanillaPipeline):
             InputError: it does, and patches were asked for.
         """
         margin = receptive_margin(self.model.decoder, self.model.normalizer.mean.numel())
-        if margin is None and self.datamanager.config.alignment_patch_size:
+        if margin is not None:
+            return margin
+        if self.datamanager.config.alignment_patch_size:
             raise InputError(
                 "the decoder looks at the whole picture, so it cannot be trained on patches; leave out "
                 "--pipeline.datamanager.alignment-patch-size"
             )
-        return margin
+        say("RGB alignment takes whole images, as this decoder looks at the whole picture.")
+        return None
 
     def _check_step_fits(self, split: LatentSplit, count: int) -> None:
         """Try a small part of a step of `count` rays; raises InputError where the whole needs more than is free."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import latent_config, tiny_autoencoder, write_blender_scene
+from conftest import LATENT_METHODS, latent_config, tiny_autoencoder, write_blender_scene
 
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.errors import InputError
@@ -154,6 +154,19 @@ def test_a_decoder_that_looks_at_everything_gets_whole_images(
     config.pipeline.datamanager.alignment_patch_size = 8
     with pytest.raises(InputError, match="looks at the whole picture.*leave out --pipeline.datamanager.alignment"):
         config.pipeline.setup(device="cpu")
+
+
+@pytest.mark.parametrize("method", LATENT_METHODS)
+def test_every_method_has_losses_in_evaluation(
+    method: str, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path
+) -> None:
+    """Nerfstudio asks for them every 500 steps where there is a logger."""
+    pipeline = latent_config(method, blender_scene, autoencoder_dir, tmp_path).pipeline.setup(device="cpu")
+    for pipeline.phase in Phase:
+        outputs, losses, metrics = pipeline.get_eval_loss_dict(3)
+        assert all(loss.isfinite() and not loss.requires_grad for loss in losses.values())
+        assert ("psnr" in metrics) == (pipeline.phase is Phase.RGB_ALIGNMENT)
+        assert pipeline.training
 
 
 def test_a_camera_of_twice_the_size_gives_the_same_picture_enlarged(pipeline: LatentPipeline) -> None:
