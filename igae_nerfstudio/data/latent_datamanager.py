@@ -47,8 +47,10 @@ BACKGROUND_COLOURS = {"white": torch.ones(3), "black": torch.zeros(3)}
 RAYS_PER_STEP = 1024
 """Latent rays of a step: those of the paper's four images of 128 x 128 pixels. Where whole images have more, steps take
 as many at random, or patches."""
-PATCH_SIZE = 16
-"""Latent pixels a side of such a patch: four have as many."""
+WINDOW = 16
+"""Latent pixels a side of such a patch with its margin: as many as the paper's images have."""
+SMALLEST_PATCH = 8
+"""Of which so many at least are no margin."""
 
 
 @dataclass
@@ -64,8 +66,8 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     share."""
     alignment_patch_size: Optional[int] = None
     """In RGB alignment, render and compare patches of so many latent pixels a side, plus the margin that the decoder
-    looks at; 0: whole images. None: 16 where B images have more than 1,024 latent pixels and the decoder does not look
-    at the whole picture."""
+    looks at; 0: whole images. None: where B images have more than 1,024 latent pixels, patches that have 16 a side with
+    their margin, unless the decoder looks at the whole picture."""
     latent_cache_dir: Optional[Path] = None
     """Folder for encoded photos; None: `igae-nerfstudio/latents` in the user's cache folder. Latents of any
     number of scenes and autoencoders can share it."""
@@ -195,6 +197,8 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         self._autoencoder: Optional[Autoencoder] = None
         self._eval_split: Optional[LatentSplit] = None
         self._rays_of_last_batch = 0
+        self.decoder_margin: Optional[int] = None
+        """Latent pixels around its own that a decoded one depends on; None: all. The pipeline sets it."""
         self.photos_missing = test_mode != "val" and _only_the_record_is_left(config)
         if self.photos_missing:
             warn(
@@ -326,10 +330,11 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         share = max(1, self.random_latent_rays() // self.processes)
         return self._counted(self._split(split).random_rays(share, self._generator(step)))
 
-    def next_patches(self, step: int, margin: int, split: SplitName = "train") -> Tuple[RayBundle, Dict[str, Any]]:
+    def next_patches(self, step: int, split: SplitName = "train") -> Tuple[RayBundle, Dict[str, Any]]:
         """Patches of the images of `next_train`, see `LatentSplit.patches`; a function of the step alone."""
-        there, size = self._split(split), self.alignment_patch_size()
-        chosen = self._visit(len(there.photos), step)
+        there = self._split(split)
+        chosen, size, margin = self._visit(len(there.photos), step), self.alignment_patch_size(), self.decoder_margin
+        assert margin is not None, "the decoder looks at the whole picture"
         return self._counted(there.patches(chosen, size, margin, self._generator(step), self.device))
 
     def random_latent_rays(self) -> int:
@@ -337,8 +342,14 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return self._chosen(self.config.random_latent_rays, RAYS_PER_STEP)
 
     def alignment_patch_size(self) -> int:
-        """Latent pixels a side of RGB alignment's patches, if the decoder allows them; 0: whole images."""
-        return self._chosen(self.config.alignment_patch_size, PATCH_SIZE)
+        """Latent pixels a side of RGB alignment's patches, without their margin; 0: whole images."""
+        if self.decoder_margin is None:
+            return 0
+        return self._chosen(self.config.alignment_patch_size, max(WINDOW - 2 * self.decoder_margin, SMALLEST_PATCH))
+
+    def would_take_patches(self) -> bool:
+        """Whether RGB alignment takes patches, if the decoder allows them."""
+        return self._chosen(self.config.alignment_patch_size, WINDOW) > 0
 
     def _chosen(self, setting: Optional[int], of_large_images: int) -> int:
         if setting is not None:

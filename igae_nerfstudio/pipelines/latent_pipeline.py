@@ -155,7 +155,6 @@ class LatentPipeline(VanillaPipeline):
         self.autoencoder = autoencoder
         self.image_metrics = ImageMetrics()
         self.phase = self.schedule.phase(0)
-        self._margin: Optional[int] = None  # of RGB alignment's patches, if it takes any
         self._model = DecodedScene(
             scene=self._model,
             decoder=decoder,
@@ -182,14 +181,14 @@ class LatentPipeline(VanillaPipeline):
         colour = self.datamanager.train_dataset.background_colour
         background = self.autoencoder.encode_colour(colour).to(self.device)
         model.scene.set_background(model.normalizer.normalize(background))
-        if self.datamanager.alignment_patch_size():
-            self._margin = self._patch_margin()
+        if self.datamanager.would_take_patches():
+            self.datamanager.decoder_margin = self._decoder_margin()
         largest = max(self.next_batch(0, phase)[0].size for phase in Phase)
         if largest >= LARGE_STEP:
             self._check_step_fits(split, largest)
 
-    def _patch_margin(self) -> Optional[int]:
-        """Latent pixels that patches need around them; None: whole images, as the decoder looks at all of them.
+    def _decoder_margin(self) -> Optional[int]:
+        """Latent pixels that patches need around them; None: the decoder looks at the whole picture.
 
         Raises:
             InputError: it does, and patches were asked for.
@@ -231,8 +230,8 @@ class LatentPipeline(VanillaPipeline):
         """Rays and targets of a step: whole images, or what the phase takes of larger ones."""
         data = self.datamanager
         if phase is Phase.RGB_ALIGNMENT:
-            if data.alignment_patch_size() and self._margin is not None:
-                return data.next_patches(step, self._margin, split)
+            if data.alignment_patch_size():
+                return data.next_patches(step, split)
         elif data.random_latent_rays():
             return data.next_rays(step, split)
         return data.next_train(step) if split == "train" else data.next_eval(step)

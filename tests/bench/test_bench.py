@@ -134,10 +134,10 @@ def test_work_is_counted_as_it_is_done(blender_scene: Path, tmp_path: Path) -> N
     measured = worker.SideWorker(config)
     facts = measured.facts()
     assert (facts["rays"]["latent supervision"], facts["pixels"]["latent supervision"]) == (1024, 1024 * 64)
-    assert facts["rays"]["RGB alignment"] == 4 * (3 + 16 + 3) ** 2
-    assert 4 * 128**2 <= facts["pixels"]["RGB alignment"] <= 4 * (8 * 19) ** 2  # no margin at the pictures' edges
+    assert facts["rays"]["RGB alignment"] == 4 * (3 + 10 + 3) ** 2
+    assert 4 * 80**2 <= facts["pixels"]["RGB alignment"] <= 4 * 104**2  # no margin at the pictures' edges
     measured._set_share(0.25)
-    assert measured.facts()["rays"] == {"latent supervision": 256, "RGB alignment": 22**2}
+    assert measured.facts()["rays"] == {"latent supervision": 256, "RGB alignment": 16**2}
     measured._set_share(1.0)
     assert measured.facts()["rays"] == facts["rays"]
 

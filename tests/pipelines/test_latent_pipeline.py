@@ -99,12 +99,13 @@ def test_patches_train_what_whole_images_train(pipeline: LatentPipeline) -> None
     pipeline.phase = Phase.RGB_ALIGNMENT
     pipeline.eval()  # samples at fixed places
     whole = pipeline.get_train_loss_dict(3)[1]["rgb_alignment_loss"]
-    pipeline.config.datamanager.alignment_patch_size, pipeline._margin = 6, pipeline._patch_margin()
+    data = pipeline.datamanager
+    data.config.alignment_patch_size, data.decoder_margin = 6, pipeline._decoder_margin()
     torch.testing.assert_close(pipeline.get_train_loss_dict(3)[1]["rgb_alignment_loss"], whole)
-    pipeline.config.datamanager.alignment_patch_size, pipeline._margin = 2, 1
-    rays, batch = pipeline.datamanager.next_patches(3, margin=1)
+    data.config.alignment_patch_size, data.decoder_margin = 2, 1
+    rays, batch = data.next_patches(3)
     assert rays.shape == (2, 4, 4) and batch["image"].shape == (2, 32, 32, 3)
-    assert torch.equal(batch["image_idx"], pipeline.datamanager.next_train(3)[1]["image_idx"])
+    assert torch.equal(batch["image_idx"], data.next_train(3)[1]["image_idx"])
     outputs, losses, _ = pipeline.get_train_loss_dict(3)
     decoded = pipeline.model.decode(outputs["latent_fine"].view(2, 4, 4, 6))
     wrong = ((decoded - batch["image"]).square() * batch["inside"]).sum() / (3 * batch["inside"].sum())
@@ -130,16 +131,21 @@ def test_a_step_does_not_grow_with_the_pictures(blender_scene: Path, autoencoder
             assert all(loss.isfinite() for loss in pipeline.get_eval_loss_dict(5)[1].values())
         rays = pipeline.next_batch(5, Phase.RGB_ALIGNMENT)[0]
         assert pipeline.datamanager.get_train_rays_per_batch() == rays.size
-        return got, pipeline._margin
+        return got, pipeline.datamanager
 
-    whole, margin = shapes(blender_scene)
-    assert whole == [(2, 6, 6)] * 4 and margin is None
-    small, margin = shapes(large)
-    side = 16 + 2 * margin
-    assert small == [(1024,)] * 2 + [(2, min(25, side), min(33, side))] * 2
+    whole, data = shapes(blender_scene)
+    assert whole == [(2, 6, 6)] * 4 and data.decoder_margin is None
+    small, data = shapes(large)
+    side = max(16, 8 + 2 * data.decoder_margin)
+    assert small == [(1024,)] * 2 + [(2, side, side)] * 2
+    for margin, size in ((3, 10), (5, 8)):  # the patch itself does not vanish
+        data.decoder_margin = margin
+        assert data.alignment_patch_size() == size
+        assert data.next_patches(0)[0].shape == (2, size + 2 * margin, size + 2 * margin)
     assert shapes(large, images_per_batch=1)[0] == [(1, 25, 33)] * 4  # 825
     assert shapes(large, random_latent_rays=0, alignment_patch_size=0)[0] == [(2, 25, 33)] * 4
-    assert shapes(blender_scene, random_latent_rays=10, alignment_patch_size=1)[0][::2] == [(10,), (2, 6, 6)]
+    chosen, data = shapes(large, random_latent_rays=10, alignment_patch_size=3)
+    assert chosen[::2] == [(10,), (2, 3 + 2 * data.decoder_margin, 3 + 2 * data.decoder_margin)]
 
 
 def test_a_decoder_that_looks_at_everything_gets_whole_images(
