@@ -31,12 +31,12 @@ from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.console import say
 from igae_nerfstudio.files import write_atomically
-from igae_nerfstudio.igae.config import load_config, to_dict
-from igae_nerfstudio.igae.triplanes import TriPlaneRenderer
-from igae_nerfstudio.many_scenes.accounting import Cost
-from igae_nerfstudio.many_scenes.config import ManyScenesConfig
-from igae_nerfstudio.many_scenes.exploit import find_tasks, run_task
-from igae_nerfstudio.many_scenes.results import SharedPart, write_scene
+from igae_nerfstudio.joint.accounting import Cost
+from igae_nerfstudio.joint.config import load_config, to_dict
+from igae_nerfstudio.joint.exploit import find_tasks, run_task
+from igae_nerfstudio.joint.many_scenes_config import ManyScenesConfig
+from igae_nerfstudio.joint.results import SharedPart, write_scene
+from igae_nerfstudio.rendering.triplanes import TriPlaneRenderer
 
 COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:green", "tab:red", "tab:purple")
 CONFIGS = Path(__file__).parents[1] / "configs" / "many_scenes"
@@ -289,7 +289,7 @@ def run_scale(arguments: argparse.Namespace) -> None:
 def measure_scale(output_dir: Path, count: int, steps: int) -> None:
     """Step times and memory with `count` scenes of two views of 64 x 64 pixels."""
     from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-    from igae_nerfstudio.many_scenes.training import ManyScenesTrainer
+    from igae_nerfstudio.joint.many_scenes_trainer import ManyScenesTrainer
 
     folder = output_dir / f"scenes-{count}"
     if not folder.exists():

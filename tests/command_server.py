@@ -25,7 +25,7 @@ ENTRY_POINTS = {
     "ns-eval": "nerfstudio.scripts.eval:entrypoint",
     "ns-render": "nerfstudio.scripts.render:entrypoint",
     "ns-viewer": "nerfstudio.scripts.viewer.run_viewer:entrypoint",
-    "igae-train": "igae_nerfstudio.igae.train:main",
+    "igae-train": "igae_nerfstudio.joint.command:main",
     "igae-compare": "igae_nerfstudio.compare:main",
 }
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from igae_nerfstudio.igae.training import IGAETrainer
+    from igae_nerfstudio.joint.trainer import IGAETrainer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub
 ROOT = Path(__file__).resolve().parents[1]

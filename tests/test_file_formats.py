@@ -120,8 +120,8 @@ def test_autoencoder_folder(name: str) -> None:
 
 def test_training_state_of_an_igae(tmp_path: Path) -> None:
     from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-    from igae_nerfstudio.igae.config import load_config
-    from igae_nerfstudio.igae.training import IGAETrainer
+    from igae_nerfstudio.joint.config import load_config
+    from igae_nerfstudio.joint.trainer import IGAETrainer
 
     small = ["data.max_views=4", "stage1.epochs=1", "stage1.views_per_batch=4"]
     more = ["weights.real_perceptual=0", "weights.real_autoencoding=0"]

@@ -1,4 +1,4 @@
-"""Tri-Planes of one scene as a Nerfstudio model: those of the IG-AE flow and of `igae-scenes` (`igae/triplanes.py`).
+"""Tri-Planes of one scene as a Nerfstudio model: those of `igae train` and `igae scenes` (`rendering/triplanes.py`).
 
 Planes and renderer can be trained alone here, or come from many scenes learnt together: a run that
 `igae-scenes export` writes holds the planes of one scene, shared part included.
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.igae.losses import plane_variation
-from igae_nerfstudio.igae.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
+from igae_nerfstudio.joint.losses import plane_variation
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+from igae_nerfstudio.rendering.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
 
 STRAIGHT = 0.02
 """Radians between a camera's axis and the middle of the scene, below which it looks straight at it."""

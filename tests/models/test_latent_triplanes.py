@@ -13,8 +13,8 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.igae.scene_views import SceneViews
 from igae_nerfstudio.models.triplanes import radius_seen
+from igae_nerfstudio.scenes.scene_views import SceneViews
 
 
 def make_pipeline(scene: Path, autoencoder: Path, folder: Path, **model):

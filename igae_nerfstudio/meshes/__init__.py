@@ -1,0 +1,1 @@
+"""Rendering posed views of textured meshes with Blender."""

@@ -1,0 +1,1 @@
+"""Posed views of many objects, real images, and the store of their Tri-Planes."""
