@@ -38,11 +38,11 @@ class CompareCommand:
             self._run()
 
     def _run(self) -> None:
-        from igae_nerfstudio.console import say
+        from igae_nerfstudio.console import log
         from igae_nerfstudio.errors import InputError
+        from igae_nerfstudio.figures import find_ffmpeg, sheet, to_uint8, write_film
         from igae_nerfstudio.files import write_atomically
         from igae_nerfstudio.pipelines.finished_run import FinishedRun
-        from igae_nerfstudio.pipelines.pictures import find_ffmpeg, sheet, to_uint8, write_film
 
         film = self.output_path.suffix == ".mp4"
         if not film and self.output_path.suffix != ".png":
@@ -67,7 +67,7 @@ class CompareCommand:
             columns[name] = run.pictures(cameras)
             metrics = run.metrics(views)
             captions[name] = "\n".join(text.format(metrics[key]) for key, text in CAPTIONS.items() if key in metrics)
-            say(f"{name}: {captions[name].replace(chr(10), ', ')} (mean of {len(views)} views)")
+            log(f"{name}: {captions[name].replace(chr(10), ', ')} (mean of {len(views)} views)")
         self.output_path.parent.mkdir(parents=True, exist_ok=True)
         if film:
             rows = (dict(zip(columns, ([picture] for picture in row))) for row in zip(*columns.values()))
@@ -75,7 +75,7 @@ class CompareCommand:
         else:
             picture = sheet(columns, captions)
             write_atomically(self.output_path, lambda file: picture.save(file, format="png"))
-        say(str(self.output_path))
+        log(str(self.output_path))
 
 
 def main() -> None:

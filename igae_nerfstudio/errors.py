@@ -1,19 +1,37 @@
-"""How bad input ends: one line that names the thing and the remedy."""
+"""How bad input ends: in one line that names the thing, the reason and the remedy."""
 
 from __future__ import annotations
 
+import signal
+import sys
+from contextlib import contextmanager
+from typing import Iterator
 
-class InputError(SystemExit):
-    """Something the user gave cannot be used; the message names it and says what to do instead.
 
-    It derives from `SystemExit`, so it ends `ns-train`, `ns-eval`, `ns-render`, `ns-viewer` and `ns-export`
-    (whose code is Nerfstudio's, not ours) with this one line on standard error, exit status 1 and no
-    traceback. Code that uses the package as a library catches it by its own name.
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message names it and says what to do instead."""
+
+
+@contextmanager
+def reported_in_one_line() -> Iterator[None]:
+    """Around a command: an `InputError` or ctrl-C ends it with one line on standard error instead of a traceback.
+
+    Raises:
+        SystemExit: with status 1 after an `InputError`, 130 after ctrl-C.
     """
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"igae-nerfstudio: {error}")
+    except KeyboardInterrupt as interrupt:
+        print(f"igae-nerfstudio: {interrupt or 'stopped by ctrl-C'}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
-    def __init__(self, message: str) -> None:
-        super().__init__(f"igae-nerfstudio: {message}")
+
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks, or its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class DiskFull(InputError):
-    """A folder has no room for what is to be written there; after some space is freed, the same command goes on."""
+    """To be removed with the last of its users."""

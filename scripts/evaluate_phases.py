@@ -29,7 +29,7 @@ def main() -> None:
 
     from nerfstudio.utils.eval_utils import eval_setup
 
-    from igae_nerfstudio.pipelines.pictures import sheet, to_uint8
+    from igae_nerfstudio.figures import sheet, to_uint8
 
     config, pipeline, _, _ = eval_setup(arguments.load_config, test_mode="test")
     dataset = pipeline.datamanager.eval_dataset

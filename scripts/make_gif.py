@@ -37,8 +37,8 @@ def main() -> None:
 
     from nerfstudio.cameras.camera_paths import get_path_from_json
 
+    from igae_nerfstudio.figures import to_uint8
     from igae_nerfstudio.pipelines.finished_run import FinishedRun
-    from igae_nerfstudio.pipelines.pictures import to_uint8
 
     path = json.loads(arguments.camera_path.read_text(encoding="utf-8"))
     cameras = get_path_from_json(path)

@@ -29,7 +29,7 @@ import torch
 
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
-from igae_nerfstudio.console import say
+from igae_nerfstudio.console import log
 from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.joint.accounting import Cost
 from igae_nerfstudio.joint.config import load_config, to_dict
@@ -95,7 +95,7 @@ def run_comparison(arguments: argparse.Namespace) -> None:
             if task.result_path.exists() or arguments.only_report:
                 continue
             outcome = run_task(task)
-            say(f"{time.strftime('%H:%M:%S')} {name}: {task.name}: {outcome.error or 'learnt'}")
+            log(f"{time.strftime('%H:%M:%S')} {name}: {task.name}: {outcome.error or 'learnt'}")
         report(arguments.output_dir, jobs, seconds)
 
 
@@ -280,7 +280,7 @@ def run_scale(arguments: argparse.Namespace) -> None:
             command = [sys.executable, __file__, "scale", "--output-dir", str(arguments.output_dir)]
             subprocess.run([*command, "--one", str(count), "--steps", str(arguments.steps)], check=True)
         rows.append(json.loads(path.read_text()))
-        say(json.dumps(rows[-1]))
+        log(json.dumps(rows[-1]))
     text = json.dumps(rows, indent=1).encode()
     write_atomically(arguments.output_dir / "scale.json", lambda file: file.write(text))
     plot_scale(arguments.output_dir / "scale.png", rows)

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from igae_nerfstudio.compare import CompareCommand
 from igae_nerfstudio.engine.interruption import STATUS
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.figures import LINE, broken, sheet, to_uint8, write_film
 from igae_nerfstudio.pipelines.finished_run import FinishedRun, config_of
-from igae_nerfstudio.pipelines.pictures import LINE, broken, sheet, to_uint8, write_film
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ class BenchCommand:
     def _run(self) -> None:
         from igae_nerfstudio.bench.report import write_report
         from igae_nerfstudio.bench.sides import METHODS, native_size
-        from igae_nerfstudio.console import say
+        from igae_nerfstudio.console import log
         from igae_nerfstudio.errors import InputError
 
         for method in self.methods:
@@ -90,14 +90,14 @@ class BenchCommand:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         results = Results()
         for number, method in enumerate(self.methods):
-            say(f"{method} ({number + 1} of {len(self.methods)}, {time.monotonic() - start:.0f} s so far)")
+            log(f"{method} ({number + 1} of {len(self.methods)}, {time.monotonic() - start:.0f} s so far)")
             quality = self.quality_minutes if number == 0 or not self.quick else 0.0
             MethodBench(self, method, results).run(quality)
             facts = {**machine(), "scene": self.data.name, "native_size": native, "preset": self.preset}
             facts["seconds"] = time.monotonic() - start
             write_report(self.output_dir, results, facts)  # after every method, so that nothing is lost
-        say((self.output_dir / "bench.md").read_text())
-        say(f"bench.json, bench.md and two plots are in {self.output_dir}")
+        log((self.output_dir / "bench.md").read_text())
+        log(f"bench.json, bench.md and two plots are in {self.output_dir}")
 
 
 @dataclass

@@ -32,7 +32,7 @@ from typing_extensions import Annotated
 from tyro.conf import Suppress
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
-from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.data.dataset_hints import hint
 from igae_nerfstudio.data.latent_cache import LatentCache, default_cache_dir
 from igae_nerfstudio.data.latent_cameras import latent_cameras
@@ -282,7 +282,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
                 f"while encoding {what} images: those that are done stay in {cache.directory}; the same command goes "
                 "on from there"
             ) from None
-        say(f"{what.capitalize()} images: {report}; cache: {cache.directory}")
+        log(f"{what.capitalize()} images: {report}; cache: {cache.directory}")
         for name in report.damaged:
             warn(f"The cached latents of {name} were damaged and have been made again.")
         if report.unwritable is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
@@ -19,10 +18,10 @@ from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.images import composite, read_image
 
 MIN_SIDE = 32
 """Smallest usable image side in pixels: below it a latent image has fewer than 4 x 4 pixels."""
@@ -79,7 +78,7 @@ class PhotoDataset(InputDataset):
             height, width = int(self.cameras.height[image_idx]), int(self.cameras.width[image_idx])
             return np.full((height, width, 3), 128, dtype=np.uint8)
         path = self.image_filenames[image_idx]
-        image = self._composite(read_image(path, self.scale_factor))
+        image = composite(read_image(path, self.scale_factor), self.background_colour.numpy())
         height, width = self._file_sizes[image_idx]
         if image.shape[:2] != (height, width):
             raise InputError(
@@ -100,41 +99,6 @@ class PhotoDataset(InputDataset):
 
     def get_image_float32(self, image_idx: int) -> Float[Tensor, "height width 3"]:
         return self.get_image_uint8(image_idx).float() / 255
-
-    def _composite(self, image: np.ndarray) -> np.ndarray:
-        if image.shape[-1] == 3:
-            return image
-        alpha = image[..., 3:].astype(np.float32) / 255
-        colour = 255 * self.background_colour.numpy()
-        return np.rint(image[..., :3] * alpha + colour * (1 - alpha)).astype(np.uint8)
-
-
-def read_image(path: Path, scale_factor: float = 1.0) -> UInt8[np.ndarray, "height width channels"]:
-    """Any file that Pillow opens as uint8 RGB or RGBA: greyscale, palette, CMYK and 16-bit files too.
-
-    Raises:
-        InputError: the file is missing, truncated or not an image.
-    """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            image: Image.Image = file
-            if image.mode.startswith("I"):  # 16 or 32 bits of grey: Pillow would clip them at 255
-                grey = np.asarray(image, dtype=np.float64)
-                full = 65535.0 if grey.max(initial=0) > 255 else 255.0
-                image = Image.fromarray(np.rint(grey.clip(0, full) * (255 / full)).astype(np.uint8))
-            transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-            image = image.convert("RGBA" if transparent else "RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"image {path} does not exist; restore it or take its frame out of the dataset") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise InputError(
-            f"image {path} cannot be read ({error}); restore it or take its frame out of the dataset"
-        ) from error
-    if scale_factor != 1.0:
-        size = (int(image.width * scale_factor), int(image.height * scale_factor))
-        image = image.resize(size, resample=Image.Resampling.BILINEAR)
-    return np.asarray(image)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""ctrl-C ends a command in one line that names what is kept.
-
-A training step that has begun is finished first, so that the state that is saved is that of a whole step.
-"""
+"""Ctrl-C during a training: the step is finished, so that what is then saved is whole."""
 
 from __future__ import annotations
 
@@ -13,24 +10,58 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Callable, Iterator, Optional
 
-from igae_nerfstudio.console import say
+from igae_nerfstudio.console import log
 
+
+class StopBetweenSteps:
+    """While entered, ctrl-C is remembered and `check` raises it between steps; a second one stops at once.
+
+    Does nothing outside the main thread and where a host program, such as a notebook, has its own handler.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> StopBetweenSteps:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where ctrl-C came since the training began; call it after each step."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        log("Stopping after this step; ctrl-C once more stops at once.")
+
+
+# --- To be removed with the last of its users: see StopBetweenSteps and errors.reported_in_one_line ---
 STATUS = 128 + signal.SIGINT
 """Exit status of a command that ctrl-C ended, as shells have it."""
 
 
-def stopped(message: str, say: Callable[[str], None] = say) -> SystemExit:
+def stopped(message: str, log: Callable[[str], None] = log) -> SystemExit:
     """Say what is kept; raise what this returns to end the command. A signal handler says it with `say_at_once`."""
-    say(f"Stopped by ctrl-C {message}")
+    log(f"Stopped by ctrl-C {message}")
     return SystemExit(STATUS)
 
 
 def say_at_once(message: str) -> None:
-    """Print one line from a signal handler: it may have come in the middle of a `say`, which is entered once."""
+    """Print one line from a signal handler: it may have come in the middle of a `log`, which is entered once."""
     try:
         os.write(sys.stdout.fileno(), f"\n{message}\n".encode())
     except (AttributeError, OSError, ValueError):  # no file lies below, as in a notebook
-        say(message)
+        log(message)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Optional
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from igae_nerfstudio.console import CONSOLE, say
+from igae_nerfstudio.console import CONSOLE, log
 from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 
 SHARE = 20
@@ -76,7 +76,7 @@ class PhaseProgress:
         share = done * SHARE // total > (done - 1) * SHARE // total
         if not self._terminal and (share or now - self._line_at >= SECONDS):
             self._line_at = now
-            say(f"{phase.value} {done}/{total}, {left}")
+            log(f"{phase.value} {done}/{total}, {left}")
 
     def _span(self, phase: Phase) -> tuple[int, int]:
         """First step of a phase in this run, and the one after its last."""

@@ -27,7 +27,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from torch import Tensor
 
-from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.engine.interruption import WholeSteps, stopped, undisturbed
 from igae_nerfstudio.engine.port import check_port
 from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
@@ -96,7 +96,7 @@ class SafeTrainer(Trainer):
         """Train from the first or the resumed step to the last."""
         remaining = self.total_steps() - self._start_step
         if remaining <= 0:
-            say(f"Nothing left to train: the checkpoint is at step {self._start_step - 1}, the last one.")
+            log(f"Nothing left to train: the checkpoint is at step {self._start_step - 1}, the last one.")
             return
         configured = self.config.max_num_iterations
         self.config.max_num_iterations = remaining  # Nerfstudio counts from the resumed step
@@ -108,7 +108,7 @@ class SafeTrainer(Trainer):
             if self._last_done + 1 < self.total_steps():
                 raise self._stopped() from None
             self._keep_last_step()
-            say(f"Closed by ctrl-C; the finished run is {self.base_dir}")
+            log(f"Closed by ctrl-C; the finished run is {self.base_dir}")
         finally:
             self.config.max_num_iterations = configured
 
@@ -221,7 +221,7 @@ class SafeTrainer(Trainer):
         self.grad_scaler.load_state_dict(state["scalers"])
         self._start_step = state["step"] + 1
         self.step = state["step"]
-        say(f"Resuming after step {state['step']} from {path}")
+        log(f"Resuming after step {state['step']} from {path}")
 
 
 @dataclass

@@ -13,9 +13,9 @@ from typing import Any, Dict, Optional, Sequence, Type, TypeVar
 import yaml
 
 from igae_nerfstudio.autoencoder.normalization import LatentNormalization
+from igae_nerfstudio.config_files import read_yaml, with_settings
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.rendering.triplanes import TriPlaneConfig
-from igae_nerfstudio.settings import from_dict, merged, read_yaml
 
 C = TypeVar("C", bound="IGAEConfig")
 
@@ -171,24 +171,17 @@ def load_config(
         InputError: no such file, no YAML, a key that does not exist (with the nearest one that does), a value of
             the wrong type, or values that make no sense.
     """
-    entries: Dict[str, Any] = base or {}
+    config = with_settings(of(), base or {}, "the settings")
     for path in paths:
-        own = read_yaml(path)
-        from_dict(of, own, where=str(path))
-        entries = merged(entries, own)
+        config = with_settings(config, read_yaml(path), str(path))
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"the override '{key}' must read key=value, for instance stage2.epochs=3")
-        try:
-            own = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"the override '{item}' has no readable value: {' '.join(str(error).split())}") from error
+        own = yaml.safe_load(value)
         for name in reversed(key.split(".")):
             own = {name: own}
-        from_dict(of, own, where=f"the override '{item}'")
-        entries = merged(entries, own)
-    config = from_dict(of, entries, where="the settings")
+        config = with_settings(config, own, f"the override '{item}'")
     config.check()
     return config
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from igae_nerfstudio.autoencoder.identity import IdentityAutoencoder
-from igae_nerfstudio.console import say
+from igae_nerfstudio.console import log
 from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.joint.export import export_autoencoder
 from igae_nerfstudio.joint.many_scenes_config import ManyScenesConfig
@@ -124,4 +124,4 @@ class ManyScenesTrainer(IGAETrainer):
         }
         text = json.dumps(facts, indent=1) + "\n"
         write_atomically(self.output_dir / "training.json", lambda file: file.write(text.encode()))
-        say(f"{self.views.num_scenes} scenes and what they share are in {self.output_dir}: pass it to --shared")
+        log(f"{self.views.num_scenes} scenes and what they share are in {self.output_dir}: pass it to --shared")

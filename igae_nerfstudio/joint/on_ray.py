@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 from igae_nerfstudio.autoencoder.autoencoder import first_line
-from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.joint.exploit import Outcomes, RunAll, SceneOutcome, SceneTask, run_task
 
@@ -140,7 +140,7 @@ def cluster(options: RayOptions) -> Iterator[Any]:
         raise InputError(f"{what} ({reason}); leave --ray out to learn in this process") from error
     try:
         resources = ray.cluster_resources()
-        say(f"Ray: {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs")
+        log(f"Ray: {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs")
         yield ray
     finally:
         ray.shutdown()
@@ -160,7 +160,7 @@ def _connect(ray: Any, options: RayOptions) -> None:
             ray.shutdown()
             if not left:
                 raise
-            say(f"Ray did not start ({first_line(error)}); trying again.")
+            log(f"Ray did not start ({first_line(error)}); trying again.")
 
 
 def check_answers(address: str) -> None:

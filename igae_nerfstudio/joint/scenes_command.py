@@ -107,14 +107,14 @@ class ExportCommand:
 
     def run(self) -> None:
         """Write a run for each scene."""
-        from igae_nerfstudio.console import say
+        from igae_nerfstudio.console import log
         from igae_nerfstudio.engine.interruption import ends_in_one_line
 
         with ends_in_one_line(f"while writing runs: those that were named are whole, in {self.output_dir}"):
             from igae_nerfstudio.joint.scene_export import export_scene, find_learnt
 
             for folder in find_learnt(self.learnt):
-                say(f"ns-viewer --load-config {export_scene(folder, self.scenes, self.output_dir, self.timestamp)}")
+                log(f"ns-viewer --load-config {export_scene(folder, self.scenes, self.output_dir, self.timestamp)}")
 
 
 COMMANDS: Dict[str, Callable[..., Any]] = {"train": TrainCommand, "exploit": ExploitCommand, "export": ExportCommand}

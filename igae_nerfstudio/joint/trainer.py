@@ -32,7 +32,7 @@ from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum, inner_convolutions
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
-from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.engine.interruption import STATUS, WholeSteps, stopped, undisturbed
 from igae_nerfstudio.errors import DiskFull, InputError
 from igae_nerfstudio.files import bytes_text, reserve, why_not_written, write_atomically
@@ -314,7 +314,7 @@ class IGAETrainer:
     def export(self, folder: Path) -> None:
         """Write the result; `folder` is the autoencoder's."""
         export_autoencoder(folder, self.autoencoder.module, self.config, self.source, self.views, self.validate())
-        say(f"The autoencoder is in {folder}: pass it to --pipeline.autoencoder.name-or-path")
+        log(f"The autoencoder is in {folder}: pass it to --pipeline.autoencoder.name-or-path")
 
     def end_stage(self, stage: int) -> None:
         """Called when a stage's steps are done, before anything else; here there is nothing to do."""
@@ -360,7 +360,7 @@ class IGAETrainer:
         self._fit_to(self._some_latents() @ (matrix / old).float().T)
         self.renderer.change_latents((matrix.T / (4 * self.normalizer.std.double())).T)
         if self.main:
-            say(f"Share of the variance of latents explained, by direction: {', '.join(f'{s:.2f}' for s in shares)}")
+            log(f"Share of the variance of latents explained, by direction: {', '.join(f'{s:.2f}' for s in shares)}")
 
     def _latents_on_objects(self) -> Tuple[Tensor, Tensor]:
         """Encoded and rendered latents (n, c), normalised, of a few views of every scene, away from the background."""
@@ -736,7 +736,7 @@ class IGAETrainer:
             self.planes.restore(folder, state["visits"])
         if self.main:
             self.log.rewind(self.stage, self.step)
-            say(f"Going on with stage {self.stage} after step {self.step}, from {folder}")
+            log(f"Going on with stage {self.stage} after step {self.step}, from {folder}")
         self.accelerator.wait_for_everyone()
         return True
 

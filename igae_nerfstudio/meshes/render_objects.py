@@ -47,7 +47,7 @@ import numpy as np
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from igae_nerfstudio.console import CONSOLE, say, warn
+from igae_nerfstudio.console import CONSOLE, log, warn
 from igae_nerfstudio.engine.interruption import stopped
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import job_folder
@@ -650,7 +650,7 @@ def _render(pending: Sequence[Mesh], config: RenderObjects, workers: Workers, re
                     outcome = f"failed: {error}"
                 progress.update(task, description=f"{number} of {len(pending)} scenes")
                 if not CONSOLE.is_terminal:
-                    say(f"{number} of {len(pending)}, {mesh.name}: {outcome}")
+                    log(f"{number} of {len(pending)}, {mesh.name}: {outcome}")
         except BaseException:
             workers.stop()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -681,7 +681,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         ) from None
     for relative, reason in sorted(report.failed.items()):
         warn(f"failed: {relative}: {reason}")
-    say(f"{report}; {time.monotonic() - start:.0f} s in all, into {config.output_dir}")
+    log(f"{report}; {time.monotonic() - start:.0f} s in all, into {config.output_dir}")
     return 0 if report.rendered + report.found else 1
 
 

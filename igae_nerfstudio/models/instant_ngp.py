@@ -19,7 +19,7 @@ from nerfstudio.model_components.ray_samplers import VolumetricSampler
 from nerfstudio.models.instant_ngp import InstantNGPModelConfig, NGPModel
 from torch import Tensor
 
-from igae_nerfstudio.console import say
+from igae_nerfstudio.console import log
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda
 from igae_nerfstudio.models.nerfacto_field import give_latent_head
 from igae_nerfstudio.rendering.nerfacc_kernels import kernels_work
@@ -118,7 +118,7 @@ class LatentInstantNGP(LatentModel, MarchedNGP):
         self.sampler = VolumetricSampler(self.occupancy_grid, self.field.density_fn)
         network = "tinycudann" if self.field.mlp_head.tcnn_encoding is not None else "torch"
         marching = "nerfacc's CUDA kernels" if self.compiled else "plain torch"
-        say(f"igae-instant-ngp: occupancy grid marched by {marching}, field evaluated by {network}")
+        log(f"igae-instant-ngp: occupancy grid marched by {marching}, field evaluated by {network}")
 
     def adapt_field(self, latent_channels: int) -> None:
         # Built anew: Nerfstudio 1.1.5 passes no `implementation`, and an appearance embedding when it is off.

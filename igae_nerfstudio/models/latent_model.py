@@ -116,7 +116,7 @@ def without_lpips() -> Iterator[None]:
     """Build a Nerfstudio model without its LPIPS network.
 
     Every stock model builds one, which downloads AlexNet and stores it in each checkpoint. Evaluation has its
-    own, loaded when it is first needed (`pipelines/image_metrics.py`).
+    own, loaded when it is first needed (`metrics.py`).
     """
     import torchmetrics.image.lpip
 

@@ -24,8 +24,8 @@ from igae_nerfstudio.console import warn
 from igae_nerfstudio.engine.interruption import STATUS, handles_interrupts, say_at_once, stopped
 from igae_nerfstudio.engine.port import check_port
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.figures import find_ffmpeg
 from igae_nerfstudio.files import user_cache
-from igae_nerfstudio.pipelines.pictures import find_ffmpeg
 
 WHAT_IS_KEPT = {
     "ns-render": "while rendering: pictures that are already written stay, a film is cut short; run the command again",

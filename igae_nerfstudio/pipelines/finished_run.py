@@ -17,9 +17,9 @@ from rich.progress import track
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.figures import photo_of, rendered_rgb, to_uint8
+from igae_nerfstudio.metrics import ImageMetrics
 from igae_nerfstudio.pipelines.finished_commands import check_checkpoint, check_config
-from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
-from igae_nerfstudio.pipelines.pictures import photo_of, rendered_rgb, to_uint8
 
 
 class FinishedRun:

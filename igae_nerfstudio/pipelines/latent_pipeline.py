@@ -36,7 +36,8 @@ from igae_nerfstudio.autoencoder.autoencoder import (
     receptive_margin,
 )
 from igae_nerfstudio.autoencoder.normalization import LatentNormalization, LatentNormalizer
-from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.config_files import read_yaml, with_settings
+from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.data.latent_datamanager import (
     LatentDataManager,
     LatentDataManagerConfig,
@@ -47,12 +48,11 @@ from igae_nerfstudio.data.memory import LARGE_STEP, SHARE, SMALLER_STEPS, check_
 from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.metrics import ImageMetrics
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
 from igae_nerfstudio.pipelines.finished_commands import prepare_command
-from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
-from igae_nerfstudio.settings import from_dict, read_yaml, use_fast_settings
 
 
 @dataclass
@@ -92,9 +92,9 @@ class LatentPipelineConfig(VanillaPipelineConfig):
             InputError: the settings file cannot be read, or names a setting that does not exist.
         """
         if self.preset == "fast":
-            use_fast_settings(self.model)
+            vars(self.model).update(self.model.fast)  # type: ignore[attr-defined]
         if self.settings is not None:
-            settings = from_dict(type(self), read_yaml(self.settings), str(self.settings), default=self)
+            settings = with_settings(self, read_yaml(self.settings), str(self.settings))
             vars(self).update(vars(settings), settings=None)
 
     def schedule(self) -> TwoPhaseSchedule:
@@ -201,7 +201,7 @@ class LatentPipeline(VanillaPipeline):
                 "the decoder looks at the whole picture, so it cannot be trained on patches; leave out "
                 "--pipeline.datamanager.alignment-patch-size"
             )
-        say("RGB alignment takes whole images, as this decoder looks at the whole picture.")
+        log("RGB alignment takes whole images, as this decoder looks at the whole picture.")
         return None
 
     def _check_step_fits(self, split: LatentSplit, count: int) -> None:
@@ -273,7 +273,7 @@ class LatentPipeline(VanillaPipeline):
         def enter_phase(step: int) -> None:
             phase = self.schedule.phase(step)
             if phase is not self.phase:
-                say(f"Step {step}: {phase.value} begins")
+                log(f"Step {step}: {phase.value} begins")
             self.phase = phase
             rates = self.schedule.set_learning_rates(attributes.optimizers, step)
             self._panel.follow(step)

@@ -11,7 +11,7 @@ from typing import Iterator
 
 import torch
 
-from igae_nerfstudio.console import say, warn
+from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.files import user_cache, write_atomically
 
 COMPATIBLE = Path(__file__).with_name("nerfacc_with_cuda13.cuh")
@@ -34,7 +34,7 @@ def kernels_work() -> bool:
 
         lock = Path(_get_build_directory("nerfacc_cuda", False), "lock")
         if lock.exists():  # torch waits until it is gone
-            say(f"Another process compiles nerfacc's CUDA kernels; if none does, stop this one and remove {lock}.")
+            log(f"Another process compiles nerfacc's CUDA kernels; if none does, stop this one and remove {lock}.")
         with _compatible_sources():
             from nerfacc.cuda._backend import _C
     except Exception as error:  # of ninja, the compiler, the linker or the loader

@@ -38,7 +38,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from igae_nerfstudio.console import CONSOLE, say, warn
+from igae_nerfstudio.console import CONSOLE, log, warn
 from igae_nerfstudio.errors import DiskFull, InputError
 from igae_nerfstudio.files import bytes_text, write_atomically
 
@@ -592,4 +592,4 @@ def _write_views(
         ) from error
     counts = f"{len(paths)} views of {len(identity['scenes'])} scenes"
     if not quiet:
-        say(f"{counts} decoded into {target} in {time.monotonic() - start:.0f} s")
+        log(f"{counts} decoded into {target} in {time.monotonic() - start:.0f} s")

@@ -16,7 +16,7 @@ from igae_nerfstudio.bench.sides import METHODS, RGB_RAYS, Side, trainer_config
 from igae_nerfstudio.engine.interruption import STATUS
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.pipelines.pictures import photo_of
+from igae_nerfstudio.figures import photo_of
 
 
 def side(scene: Path, folder: Path, method: str = "kplanes", space: str = "rgb", size: int = 64) -> Side:

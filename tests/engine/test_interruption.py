@@ -178,7 +178,7 @@ def test_in_the_middle_of_a_printed_line() -> None:
     """A real process that prints without a pause: its buffer cannot be entered twice."""
     code = """
 import os, signal, sys, threading
-from igae_nerfstudio.console import say
+from igae_nerfstudio.console import log
 from igae_nerfstudio.engine.interruption import WholeSteps, say_at_once, stopped
 def end(number, frame):
     raise stopped("here", say_at_once)

@@ -11,8 +11,8 @@ from conftest import LATENT_METHODS, latent_config, tiny_autoencoder, write_blen
 
 from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.metrics import ImageMetrics
 from igae_nerfstudio.pipelines import latent_pipeline
-from igae_nerfstudio.pipelines.image_metrics import ImageMetrics
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline
 
 

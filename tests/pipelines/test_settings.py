@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from igae_nerfstudio import method_configs
+from igae_nerfstudio.config_files import use_fast_settings
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.models.vanilla_nerf import LatentVanillaNeRFConfig
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipelineConfig
-from igae_nerfstudio.settings import use_fast_settings
 
 REPOSITORY = Path(__file__).parents[2]
 METHODS = ("vanilla_nerf", "instant_ngp", "tensorf", "kplanes", "nerfacto")

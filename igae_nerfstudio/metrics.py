@@ -1,8 +1,6 @@
-"""PSNR, SSIM and LPIPS of one picture against another."""
+"""PSNR, SSIM and LPIPS."""
 
 from __future__ import annotations
-
-from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +11,20 @@ SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window in pixels; smaller pictures have no SSIM."""
 
 
+def psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, for values in [0, 1].
+
+    Args:
+        prediction: (B, ...).
+        target: the same.
+
+    Returns:
+        (B,), of each picture; at most 120 dB.
+    """
+    error = (prediction.detach().float() - target.float()).square().flatten(1).mean(dim=1)
+    return -10 * torch.log10(error.clamp(min=1e-12))
+
+
 class ImageMetrics:
     """Metrics of pictures (H, W, C) with values in [0, 1].
 
@@ -21,28 +33,30 @@ class ImageMetrics:
     """
 
     def __init__(self) -> None:
-        self._lpips: Optional[nn.Module] = None
+        self._lpips: nn.Module | None = None
         self._lpips_missing = False
 
-    def __call__(self, prediction: Tensor, target: Tensor, prefix: str = "") -> Dict[str, float]:
+    def __call__(self, prediction: Tensor, target: Tensor, prefix: str = "") -> dict[str, float]:
         """`psnr`, `ssim` and, of RGB pictures, `lpips`, each with `prefix` before its name.
 
         Args:
             prediction: (H, W, C).
             target: (H, W, C); PSNR's and SSIM's data range is 1.
+            prefix: before the names of the metrics.
         """
         from torchmetrics.functional.image import structural_similarity_index_measure
 
         prediction, target = (image.permute(2, 0, 1)[None].float() for image in (prediction, target))
-        metrics = {"psnr": float(-10 * torch.log10(torch.mean((prediction - target) ** 2).clamp(min=1e-12)))}
+        metrics = {"psnr": float(psnr(prediction, target))}
         if min(target.shape[-2:]) >= SSIM_WINDOW:
-            ssim: Any = structural_similarity_index_measure(prediction, target, data_range=1.0)
+            ssim = structural_similarity_index_measure(prediction, target, data_range=1.0)
+            assert isinstance(ssim, Tensor)
             metrics["ssim"] = float(ssim)
         if target.shape[1] == 3 and (lpips := self._load_lpips(target.device)) is not None:
             metrics["lpips"] = float(lpips(prediction.clamp(0, 1), target.clamp(0, 1)))
         return {prefix + name: value for name, value in metrics.items()}
 
-    def _load_lpips(self, device: torch.device) -> Optional[nn.Module]:
+    def _load_lpips(self, device: torch.device) -> nn.Module | None:
         if self._lpips is None and not self._lpips_missing:
             from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
