@@ -1,4 +1,4 @@
-"""The terms of the IG-AE objective that are more than a mean squared error (paper, equations 10, 13 and 14)."""
+"""The terms of the IG-AE objective that are more than a mean squared error (paper, equation 10)."""
 
 from __future__ import annotations
 
@@ -8,42 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.rendering.grid_variation import squared_variation
-
-
-def total_variation(images: Tensor, p: float, q: float) -> Tensor:
-    """Equation 13: the mean over pixels of |I_ij - I_i-1,j|_p^q + |I_ij - I_i,j-1|_p^q.
-
-    Args:
-        images: (..., C, H, W); the norm is over the C channels of a difference.
-        p: the norm, 1 or 2.
-        q: its power; (2, 2) makes smooth, (2, 1) keeps sharp edges.
-
-    Returns:
-        A scalar, the mean over the leading dimensions. Differences of zero have gradient zero.
-    """
-    height, width = images.shape[-2:]
-    if (p, q) == (2, 2):
-        each = images.shape[-3] / images.numel()  # of a pixel, over leading dimensions too
-        return squared_variation(images, each, each)
-    total = images.new_zeros(())
-    for dim in (-2, -1):
-        total = total + (_norm(images.diff(dim=dim), p) ** q).sum(dim=(-2, -1)).mean()
-    return total / (height * width)
-
-
-def _norm(difference: Tensor, p: float) -> Tensor:
-    """The p-norm over the channels, with gradient zero (and not NaN) at zero."""
-    if p == 1:
-        return difference.abs().sum(dim=-3)
-    squared = difference.square().sum(dim=-3)
-    zero = squared == 0
-    return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
-
-
-def plane_variation(planes: Tensor) -> Tensor:
-    """Equation 14 with (p, q) = (2, 2): the sum over the three planes of (S, 3, F, K, K), the mean over scenes."""
-    return 3 * total_variation(planes, 2, 2)
 
 
 def moment_shift(latents: Tensor) -> Tensor:

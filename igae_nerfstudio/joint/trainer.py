@@ -39,8 +39,9 @@ from igae_nerfstudio.files import bytes_text, reserve, why_not_written, write_at
 from igae_nerfstudio.joint.config import IGAEConfig, Stage1Config, Stage2Config, to_dict
 from igae_nerfstudio.joint.export import export_autoencoder
 from igae_nerfstudio.joint.latent_basis import consistent_basis, explained_shares
-from igae_nerfstudio.joint.losses import PerceptualLoss, moment_shift, plane_variation, total_variation
+from igae_nerfstudio.joint.losses import PerceptualLoss, moment_shift
 from igae_nerfstudio.joint.run_log import RunLog, psnr
+from igae_nerfstudio.rendering.total_variation import plane_variation, total_variation
 from igae_nerfstudio.rendering.triplanes import TriPlaneRender, TriPlaneRenderer, initial_planes
 from igae_nerfstudio.scenes.plane_store import PlaneStore
 from igae_nerfstudio.scenes.real_images import RealImages

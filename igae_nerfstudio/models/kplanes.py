@@ -39,7 +39,7 @@ from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from igae_nerfstudio.rendering.grid_variation import mean_squared_variation
+from igae_nerfstudio.rendering.total_variation import mean_squared_variation
 
 
 def plane_total_variation(planes: Iterable[Tensor]) -> Tensor:

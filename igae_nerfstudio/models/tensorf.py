@@ -15,7 +15,7 @@ from nerfstudio.utils import misc
 from torch import Tensor
 
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, rename
-from igae_nerfstudio.rendering.grid_variation import mean_squared_variation
+from igae_nerfstudio.rendering.total_variation import mean_squared_variation
 
 EMPTY_RAY = 1e-4
 """Accumulation of the coarse pass below which TensoRF leaves a ray to the background."""

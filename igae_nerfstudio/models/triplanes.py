@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.joint.losses import plane_variation
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
+from igae_nerfstudio.rendering.total_variation import plane_variation
 from igae_nerfstudio.rendering.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
 
 STRAIGHT = 0.02

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from igae_nerfstudio.joint.losses import moment_shift, plane_variation, total_variation
+from igae_nerfstudio.joint.losses import moment_shift
+from igae_nerfstudio.rendering.total_variation import plane_variation, total_variation
 from igae_nerfstudio.rendering.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
 
 CONFIG = TriPlaneConfig(resolution=5, features=4, hidden=8, half_extent=1.5, samples=16, importance_samples=16)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nerfstudio.model_components.losses import tv_loss
 
-from igae_nerfstudio.rendering.grid_variation import mean_squared_variation, squared_variation
+from igae_nerfstudio.rendering.total_variation import mean_squared_variation, squared_variation
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (3, 2, 2), (2, 3, 4, 6)])
