@@ -13,7 +13,7 @@ xi on their rates are those of the paper's table 11.
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
@@ -25,7 +25,6 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from igae_nerfstudio.data.latent_datamanager import LatentDataManagerConfig
-from igae_nerfstudio.engine.old_runs import read_own_classes
 from igae_nerfstudio.engine.optimizers import FusedAdamOptimizerConfig
 from igae_nerfstudio.engine.trainer import LatentTrainerConfig, SafeTrainerConfig
 from igae_nerfstudio.models.instant_ngp import LatentInstantNGPConfig
@@ -35,13 +34,9 @@ from igae_nerfstudio.models.nerfacto import LatentNerfactoConfig
 from igae_nerfstudio.models.tensorf import LatentTensoRFConfig
 from igae_nerfstudio.models.triplanes import LatentTriPlanesConfig
 from igae_nerfstudio.models.vanilla_nerf import LatentVanillaNeRFConfig
-from igae_nerfstudio.pipelines.finished_commands import check_config_of_command
 from igae_nerfstudio.pipelines.latent_pipeline import LatentPipelineConfig
 
-read_own_classes()  # every command of Nerfstudio imports this module before it reads a run's config.yml
-check_config_of_command()
-
-Optimizers = Dict[str, Any]
+Optimizers = dict[str, Any]
 """Nerfstudio's optimizer section: parameter group -> {"optimizer": config, "scheduler": config or None}."""
 
 
@@ -54,16 +49,20 @@ def latent_method(
     rgb_alignment_lr_factor: float,
     mixed_precision: bool = False,
 ) -> MethodSpecification:
-    """A latent method of a scene model.
+    """A Nerfstudio method that trains a scene model in latent space.
 
     Args:
-        name: what `ns-train` calls it.
+        name: the method's name for `ns-train`.
         description: one line for `ns-train --help`.
         model: config of a `LatentModel`.
         optimizers: of the scene's parameter groups, as Nerfstudio's own method has them.
         latent_supervision_lr_factor: xi_LS on the scene's rates (paper, table 11).
         rgb_alignment_lr_factor: xi_align on the scene's rates (paper, table 11).
         mixed_precision: train in half precision on GPUs, as Nerfstudio's own method does.
+
+    Returns:
+        What an entry point `nerfstudio.method_configs` of a package must be. Its `config` can also be changed with
+        `dataclasses.replace` and trained from Python with `nerfstudio.scripts.train.train_loop(0, 1, config)`.
     """
     return MethodSpecification(
         config=LatentTrainerConfig(

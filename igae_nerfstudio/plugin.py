@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Any:
             _reported = True
             print(
                 f"igae-nerfstudio: its methods are unavailable ({type(error).__name__}: {error}); other methods work. "
-                "Reinstall with `pip install --force-reinstall igae-nerfstudio`.",
+                "`python -c 'import igae_nerfstudio.method_configs'` shows why.",
                 file=sys.stderr,
             )
         return None

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from igae_nerfstudio.bench.sides import RGB_RAYS, Side, trainer_config
 from igae_nerfstudio.engine.interruption import undisturbed
-from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.figures import photo_of, rendered_rgb
+from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 
 Stage = Literal["training", "latent supervision", "RGB alignment"]
 

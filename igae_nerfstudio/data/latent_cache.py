@@ -15,7 +15,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterable, Optional, Sequence
+from typing import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class CacheReport:
     found: int = 0
     encoded: int = 0
     damaged: list[str] = field(default_factory=list)
-    unwritable: Optional[str] = None
+    unwritable: str | None = None
     """Why nothing could be written any more; the latents are then in memory only."""
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class LatentCache:
             latents.append(latent)
         return latents, report
 
-    def _read(self, key: str, name: str, report: CacheReport) -> Optional[Tensor]:
+    def _read(self, key: str, name: str, report: CacheReport) -> Tensor | None:
         entry, sidecar = self.directory / f"{key}.npy", self.directory / f"{key}.json"
         if not sidecar.exists():
             return None

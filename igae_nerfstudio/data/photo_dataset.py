@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Optional
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ class PhotoDataset(InputDataset):
         self,
         dataparser_outputs: DataparserOutputs,
         scale_factor: float = 1.0,
-        background_colour: Optional[Tensor] = None,
+        background_colour: Tensor | None = None,
         photos_missing: bool = False,
     ) -> None:
         if dataparser_outputs.cameras.camera_to_worlds.shape[-2:] != (3, 4):
@@ -125,7 +124,7 @@ _UNDISTORTIONS: dict[tuple, Undistortion] = {}
 """Most captures share one lens, so one table serves all their photos."""
 
 
-def undistortion_of(cameras: Cameras, index: int) -> Optional[Undistortion]:
+def undistortion_of(cameras: Cameras, index: int) -> Undistortion | None:
     """The undistortion of one camera of a batch; None where the lens is a pinhole already.
 
     Raises:
@@ -186,7 +185,7 @@ def _undistort_fisheye(intrinsics: np.ndarray, params: list[float], size: tuple[
     return Undistortion(map_x, map_y, (float(pinhole[0, 0]), float(pinhole[1, 1]), *centre))
 
 
-def pinhole_cameras(cameras: Cameras, undistortions: list[Optional[Undistortion]]) -> Cameras:
+def pinhole_cameras(cameras: Cameras, undistortions: list[Undistortion | None]) -> Cameras:
     """The cameras of the undistorted photos: same poses, pinhole intrinsics, no distortion."""
     cameras = deepcopy(cameras)
     for name in (

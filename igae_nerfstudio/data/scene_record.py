@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional, Type
+from typing import Any, Type
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -23,7 +23,7 @@ from igae_nerfstudio.files import write_atomically
 CAMERA_FIELDS = ("camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height", "distortion_params", "camera_type")
 
 
-def save_scene_record(path: Path, data: Path, splits: Dict[str, DataparserOutputs]) -> None:
+def save_scene_record(path: Path, data: Path, splits: dict[str, DataparserOutputs]) -> None:
     """Write what the dataparser found in each split, without the photos; whole or not at all.
 
     Raises:
@@ -33,7 +33,7 @@ def save_scene_record(path: Path, data: Path, splits: Dict[str, DataparserOutput
     write_atomically(path, lambda file: torch.save(record, file))
 
 
-def _to_plain(outputs: DataparserOutputs) -> Dict[str, Any]:
+def _to_plain(outputs: DataparserOutputs) -> dict[str, Any]:
     cameras = outputs.cameras
     return {
         "cameras": {name: getattr(cameras, name) for name in CAMERA_FIELDS},
@@ -54,7 +54,7 @@ def recorded_dataset(path: Path) -> Path:
     return Path(_load(path)["data"])
 
 
-def _load(path: Path) -> Dict[str, Any]:
+def _load(path: Path) -> dict[str, Any]:
     try:
         record = torch.load(path, map_location="cpu", weights_only=True)
         return {name: record[name] for name in ("data", "splits")}
@@ -84,13 +84,13 @@ class SceneRecord(DataParser):
 
     config: SceneRecordConfig
 
-    def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Optional[Dict]) -> DataparserOutputs:
+    def _generate_dataparser_outputs(self, split: str = "train", **kwargs: dict | None) -> DataparserOutputs:
         saved = _load(self.config.record)["splits"]
         if split not in saved:
             raise InputError(f"the dataset had no split '{split}' when the run was trained, only {', '.join(saved)}")
         outputs = dict(saved[split])
         try:
-            cameras: Dict[str, Any] = outputs.pop("cameras")
+            cameras: dict[str, Any] = outputs.pop("cameras")
             return DataparserOutputs(
                 cameras=Cameras(**cameras),
                 image_filenames=[Path(name) for name in outputs.pop("image_filenames")],

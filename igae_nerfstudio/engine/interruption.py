@@ -13,6 +13,10 @@ from typing import Any, Callable, Iterator, Optional
 from igae_nerfstudio.console import log
 
 
+class StoppedBetweenSteps(KeyboardInterrupt):
+    """Ctrl-C, with the last step finished: what is in memory can be saved."""
+
+
 class StopBetweenSteps:
     """While entered, ctrl-C is remembered and `check` raises it between steps; a second one stops at once.
 
@@ -30,13 +34,18 @@ class StopBetweenSteps:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give ctrl-C back: the steps are done."""
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt where ctrl-C came since the training began; call it after each step."""
+        """Raises StoppedBetweenSteps where ctrl-C came since the training began; call it after each step."""
         if self.requested:
-            raise KeyboardInterrupt
+            raise StoppedBetweenSteps
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -8,7 +8,7 @@ steps.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterable, Iterator, List
+from typing import Any, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from torch import Tensor
 class AveragedOptimizers(Optimizers):
     """Optimisers that step along the mean of all processes' gradients."""
 
-    def optimizer_scaler_step_some(self, grad_scaler: Any, param_groups: List[str]) -> None:
+    def optimizer_scaler_step_some(self, grad_scaler: Any, param_groups: list[str]) -> None:
         average_gradients(p for name in param_groups for g in self.optimizers[name].param_groups for p in g["params"])
         super().optimizer_scaler_step_some(grad_scaler, param_groups)
 

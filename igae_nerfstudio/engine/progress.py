@@ -1,58 +1,48 @@
-"""How far a training is: the phase, the time left of it and of the whole run, and the last PSNR."""
+"""How far a training is: the phase, the time left of it, and the last PSNR."""
 
 from __future__ import annotations
 
-import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from igae_nerfstudio.console import CONSOLE, log
-from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
+from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 
-SHARE = 20
-"""Where there is no terminal, a line is printed at so many places of each phase."""
-SECONDS = 60.0
-"""And once in so many seconds."""
+LINES_PER_PHASE = 20
+"""Where there is no terminal, a line is printed so many times in each phase."""
 
 
 class PhaseProgress:
-    """A progress bar in a terminal, a line now and then elsewhere.
+    """A progress bar for each phase in a terminal, a line now and then elsewhere.
 
     Args:
         schedule: the two phases.
-        last_step: the last step of this run, counted from 0.
-        clock: seconds.
-        terminal: whether to draw a bar; None finds out.
+        first_step: the first step of this run.
+        last_step: its last one, counted from 0.
     """
 
-    def __init__(
-        self,
-        schedule: TwoPhaseSchedule,
-        last_step: int,
-        clock: Callable[[], float] = time.monotonic,
-        terminal: Optional[bool] = None,
-    ) -> None:
-        self.schedule, self.last_step, self.clock = schedule, last_step, clock
-        self.psnr: Optional[float] = None
+    def __init__(self, schedule: TwoPhaseSchedule, first_step: int, last_step: int) -> None:
+        self.psnr: float | None = None
         """Of the last evaluation image, in dB."""
-        self._terminal = CONSOLE.is_terminal if terminal is None else terminal
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-        )
-        self._bar = Progress(*columns, console=CONSOLE, disable=not self._terminal)
-        self._task: Any = None
-        self._phase: Optional[Phase] = None
-        self._spent: Dict[Phase, float] = {}
-        self._taken: Dict[Phase, int] = {}
-        self._before = self._line_at = 0.0
+        self._schedule = schedule
+        left = TextColumn("{task.fields[psnr]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), left)
+        self._bar = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
+        switch = schedule.latent_supervision_steps
+        self._tasks: dict[Phase, Any] = {}
+        for phase, begin, end in (
+            (Phase.LATENT_SUPERVISION, 0, min(switch, last_step + 1)),
+            (Phase.RGB_ALIGNMENT, switch, last_step + 1),
+        ):
+            if begin < end and first_step < end:
+                done = max(0, first_step - begin)
+                self._tasks[phase] = self._bar.add_task(
+                    phase.value, total=end - begin, completed=done, start=False, psnr=""
+                )
 
     def __enter__(self) -> PhaseProgress:
         self._bar.start()
-        self._before = self._line_at = self.clock()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -60,44 +50,13 @@ class PhaseProgress:
 
     def update(self, step: int) -> None:
         """Step `step` is done."""
-        phase, now = self.schedule.phase(step), self.clock()
-        self._spent[phase] = self._spent.get(phase, 0.0) + now - self._before
-        self._taken[phase] = self._taken.get(phase, 0) + 1
-        self._before = now
-        first, end = self._span(phase)
-        done, total = step + 1 - first, end - first
-        if phase is not self._phase:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(phase.value, total=total, left="")
-            self._phase = phase
-        left = self._left(step)
-        self._bar.update(self._task, completed=done, left=left)
-        share = done * SHARE // total > (done - 1) * SHARE // total
-        if not self._terminal and (share or now - self._line_at >= SECONDS):
-            self._line_at = now
-            log(f"{phase.value} {done}/{total}, {left}")
-
-    def _span(self, phase: Phase) -> tuple[int, int]:
-        """First step of a phase in this run, and the one after its last."""
-        switch = self.schedule.latent_supervision_steps
-        first, end = (0, switch) if phase is Phase.LATENT_SUPERVISION else (switch, self.schedule.total_steps)
-        return first, min(end, self.last_step + 1)
-
-    def _left(self, step: int) -> str:
-        current = self.schedule.phase(step)
-        pace = self._spent[current] / self._taken[current]
-        of_phase = (self._span(current)[1] - step - 1) * pace
-        rest = 0.0
-        if current is Phase.LATENT_SUPERVISION:  # the second phase costs at least as much a step
-            first, end = self._span(Phase.RGB_ALIGNMENT)
-            rest = max(0, end - first) * pace
-        text = f"{duration(of_phase)} left of the phase, {duration(of_phase + rest)} of the run"
-        return text if self.psnr is None else f"{text}, PSNR {self.psnr:.2f} dB"
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: 75 is `1:15`, 3675 is `1:01:15`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        phase = self._schedule.phase(step)
+        task = self._bar.tasks[self._tasks[phase]]
+        if not task.started:
+            self._bar.start_task(task.id)
+        psnr = "" if self.psnr is None else f"PSNR {self.psnr:.2f} dB"
+        self._bar.update(task.id, advance=1, psnr=psnr)
+        done, total = int(task.completed), int(task.total or 0)
+        if not CONSOLE.is_terminal and done * LINES_PER_PHASE // total > (done - 1) * LINES_PER_PHASE // total:
+            left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+            log(f"{phase.value} {done}/{total}{left}{psnr and f', {psnr}'}")

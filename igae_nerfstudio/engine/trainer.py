@@ -2,18 +2,18 @@
 
 Nerfstudio 1.1.5 writes numpy numbers into its checkpoints, which `torch.load` refuses since torch 2.6, and it
 writes them in place, so that a process killed while writing leaves a file that nothing can read. Here they
-hold plain numbers and tensors, load with `weights_only=True`, and appear complete or not at all. A resumed run
-also ends where the uninterrupted one would have, instead of training the whole number of steps again.
+hold plain numbers and tensors, load with `weights_only=True`, and are written atomically. A resumed run also ends where
+the uninterrupted one would have, instead of training the whole number of steps again.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import re
-from dataclasses import dataclass, field
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, List, Literal, Optional, Tuple, Type, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Type, cast
 
 import numpy as np
 import torch
@@ -28,11 +28,10 @@ from nerfstudio.utils.misc import step_check
 from torch import Tensor
 
 from igae_nerfstudio.console import log, warn
-from igae_nerfstudio.engine.interruption import WholeSteps, stopped, undisturbed
-from igae_nerfstudio.engine.port import check_port
+from igae_nerfstudio.engine.interruption import StopBetweenSteps, StoppedBetweenSteps
 from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
 from igae_nerfstudio.engine.progress import PhaseProgress
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import InputError, reported_in_one_line
 from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
 
 if TYPE_CHECKING:
@@ -42,6 +41,11 @@ if TYPE_CHECKING:
 def default_device() -> Literal["cuda", "cpu"]:
     """`cuda` where there is one, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def ending_of_command() -> AbstractContextManager[None]:
+    """`reported_in_one_line` under `ns-train`; from Python an `InputError` passes through as it is."""
+    return reported_in_one_line() if Path(sys.argv[0]).stem == "ns-train" else nullcontext()
 
 
 @dataclass
@@ -58,83 +62,58 @@ class SafeTrainer(Trainer):
     averages_gradients: ClassVar[bool] = False
     """Whether several processes can train together."""
 
-    def total_steps(self) -> int:
-        """The number of steps of the whole run, resumed or not."""
-        return self.config.max_num_iterations
-
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        with ending_of_command():
+            self._setup(test_mode)
+
+    def _setup(self, test_mode: Literal["test", "val", "inference"]) -> None:
         if self.world_size > 1 and not self.averages_gradients:
             raise InputError(f"{self.config.method_name} trains on one device; leave --machine.num-devices at 1")
-        if self.config.is_viewer_enabled() and self.config.viewer.websocket_port is not None and self.local_rank == 0:
-            check_port(self.config.viewer.websocket_port)
-        try:
-            super().setup(test_mode)
-        except KeyboardInterrupt:
-            raise stopped("before the first step: photos that are already encoded stay in the latent cache") from None
-        self._watch_steps()
-
-    def _watch_steps(self) -> None:
-        """Tell `self.steps` where a step begins, before all other callbacks, and where it ends, after all others."""
-        self.steps = WholeSteps()
-        self._last_done = self._start_step - 1
-
-        def begin(step: int) -> None:
-            self.steps.begin()
-
-        def end(step: int) -> None:
-            self._last_done = step
-            self.steps.end()
-
-        before, after = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN_ITERATION
-        first = TrainingCallback(where_to_run=[before], update_every_num_iters=1, func=begin)
-        last = TrainingCallback(where_to_run=[after], update_every_num_iters=1, func=end)
-        self.callbacks = [first, *self.callbacks, last]
+        super().setup(test_mode)
 
     # Training ------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train from the first or the resumed step to the last."""
-        remaining = self.total_steps() - self._start_step
+        """Train from the first or the resumed step to the last.
+
+        Raises:
+            InputError: the loss is no longer finite.
+            KeyboardInterrupt: ctrl-C; the step was finished and its state saved, and the message names the checkpoint.
+        """
+        with ending_of_command():
+            self._train()
+
+    def _train(self) -> None:
+        whole = self.config
+        remaining = whole.max_num_iterations - self._start_step
         if remaining <= 0:
             log(f"Nothing left to train: the checkpoint is at step {self._start_step - 1}, the last one.")
             return
-        configured = self.config.max_num_iterations
-        self.config.max_num_iterations = remaining  # Nerfstudio counts from the resumed step
+        self.base_dir.mkdir(parents=True, exist_ok=True)  # only `ns-train` has made it
+        stop = StopBetweenSteps()
+        after_step, after_all = TrainingCallbackLocation.AFTER_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN
+        self.callbacks.append(TrainingCallback([after_step], lambda step: stop.check(), 1))
+        # With a viewer, Nerfstudio's training does not return: the page stays up until ctrl-C.
+        self.callbacks.append(TrainingCallback([after_all], lambda step: stop.release()))
+        self.config = replace(whole, max_num_iterations=remaining)  # Nerfstudio counts from the resumed step
         try:
-            with self.steps:
+            with stop:
                 super().train()
+        except StoppedBetweenSteps:
+            self.save_checkpoint(self.step)
+            raise KeyboardInterrupt(
+                f"stopped by ctrl-C: the state after step {self.step} is kept in {self.checkpoint_dir}; go on with the "
+                f"same command and --load-dir {self.checkpoint_dir}"
+            ) from None
         except KeyboardInterrupt:
-            self.config.logging.profiler = "none"  # whose table would stand below the line that is to be read
-            if self._last_done + 1 < self.total_steps():
-                raise self._stopped() from None
-            self._keep_last_step()
+            if self.training_state != "completed":
+                raise
             log(f"Closed by ctrl-C; the finished run is {self.base_dir}")
         finally:
-            self.config.max_num_iterations = configured
+            self.config = whole
+            del self.callbacks[-2:]
 
-    def _stopped(self) -> SystemExit:
-        """Keep the last whole step and name it."""
-        self._keep_last_step()
-        kept = self.checkpoints()
-        if not kept:
-            return stopped(f"{self._where()}: no step was done, nothing is kept but the latent cache")
-        step, path = kept[-1]
-        return stopped(
-            f"{self._where()}: the state after step {step} is kept in {path}. Go on with the same command and "
-            f"--load-dir {self.checkpoint_dir}"
-        )
-
-    def _keep_last_step(self) -> None:
-        whole = not self.steps.inside and self._last_done >= self._start_step
-        if whole and self._last_done not in [step for step, _ in self.checkpoints()]:
-            with undisturbed():
-                self.save_checkpoint(self._last_done)
-
-    def _where(self) -> str:
-        """Where the training is, for a message."""
-        return f"in step {self.step}"
-
-    def train_iteration(self, step: int) -> Tuple[Tensor, Dict[str, Tensor], Dict[str, Tensor]]:
+    def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         loss, losses, metrics = super().train_iteration(step)
         # On a GPU the check waits for the device, so it is not made at every step.
         if (self.device == "cpu" or step % 10 == 0) and not bool(torch.isfinite(loss)):
@@ -152,7 +131,7 @@ class SafeTrainer(Trainer):
 
     # Checkpoints ---------------------------------------------------------------------------------------------
 
-    def checkpoints(self, folder: Path | None = None) -> List[Tuple[int, Path]]:
+    def checkpoints(self, folder: Path | None = None) -> list[tuple[int, Path]]:
         """Step and path of every checkpoint in a folder, oldest first."""
         folder = self.checkpoint_dir if folder is None else folder
         found = [(re.fullmatch(r"step-(\d+)\.ckpt", path.name), path) for path in folder.glob("step-*.ckpt")]
@@ -160,8 +139,11 @@ class SafeTrainer(Trainer):
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Write `step-XXXXXXXXX.ckpt`, whole or not at all, then delete older ones if so configured."""
-        state = plain(
+        """Write `step-XXXXXXXXX.ckpt` atomically, then delete older ones if so configured.
+
+        A disk that is full costs this checkpoint, not the training: earlier ones are kept.
+        """
+        state = to_plain_types(
             {
                 "step": step,
                 "pipeline": self.pipeline.state_dict(),
@@ -233,60 +215,75 @@ class LatentTrainerConfig(SafeTrainerConfig):
     """Stop after this many steps; 0: after both phases (`--pipeline.latent-supervision-steps` and
     `--pipeline.rgb-alignment-steps`)."""
 
+    def resolved(self) -> LatentTrainerConfig:
+        """A copy with the pipeline's open settings, the number of steps and the place of the cameras filled in.
+
+        Raises:
+            InputError: a setting cannot be used.
+        """
+        pipeline = cast("LatentPipelineConfig", self.pipeline).resolved()
+        total = pipeline.schedule().total_steps
+        if not 0 <= self.max_num_iterations <= total:
+            raise InputError(
+                f"--max-num-iterations is {self.max_num_iterations}, but the two phases have {total} steps; leave it "
+                "out and set --pipeline.latent-supervision-steps and --pipeline.rgb-alignment-steps"
+            )
+        datamanager = replace(pipeline.datamanager, scene_record=self.get_base_dir() / "scene.pt")
+        return replace(
+            self,
+            pipeline=replace(pipeline, datamanager=datamanager),
+            max_num_iterations=self.max_num_iterations or total,
+        )
+
+    def save_config(self) -> None:
+        """Nothing yet: the trainer writes `config.yml` once, resolved."""
+
 
 class LatentTrainer(SafeTrainer):
-    """A trainer whose number of steps follows from the two phases, on one device or several."""
+    """A trainer whose number of steps follows from the two phases, on one device or several.
+
+    The run's folder holds, beside Nerfstudio's files, `metrics.jsonl` (losses and evaluations), `figure.png` (the last
+    evaluation image) and `scene.pt` (the cameras), with or without a logger.
+    """
 
     averages_gradients = True
     pipeline: LatentPipeline
 
     def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
-        self._configured_iterations = config.max_num_iterations
-        self.progress: Optional[PhaseProgress] = None
-        pipeline = cast("LatentPipelineConfig", config.pipeline)
-        pipeline.resolve()
-        total = pipeline.schedule().total_steps
-        if not 0 <= config.max_num_iterations <= total:
-            raise InputError(
-                f"--max-num-iterations is {config.max_num_iterations}, but the two phases have {total} steps; leave it "
-                "out and set --pipeline.latent-supervision-steps and --pipeline.rgb-alignment-steps"
-            )
-        config.max_num_iterations = config.max_num_iterations or total
-        super().__init__(config, local_rank, world_size)
+        self.progress: PhaseProgress | None = None
+        with ending_of_command():
+            super().__init__(config.resolved(), local_rank, world_size)
 
-    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
-        super().setup(test_mode)
+    def _setup(self, test_mode: Literal["test", "val", "inference"]) -> None:
+        super()._setup(test_mode)
         if self.world_size > 1:  # each process has drawn its own first weights
             same_everywhere(v for v in self.pipeline.state_dict().values() if isinstance(v, Tensor) and v.numel())
-        self._save_scene_record()
-        self._save_resolved_config()
+        if comms.is_main_process():
+            self.base_dir.mkdir(parents=True, exist_ok=True)
+            self.pipeline.datamanager.save_scene_record()
+            text = yaml.dump(self.config)
+            write_atomically(self.base_dir / "config.yml", lambda file: file.write(text.encode()))
 
     def setup_optimizers(self) -> Optimizers:
         if self.world_size == 1:
             return super().setup_optimizers()
         return AveragedOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
 
-    def _where(self) -> str:
-        return f"in {self.pipeline.phase.value}"
-
-    # What a run leaves to look at, with a logger or without ---------------------------------------------------
-
-    def train(self) -> None:
-        """Train through both phases; `metrics.jsonl` and `figure.png` in the run's folder follow the way."""
-        last = self._start_step
-        self._keep_log(lambda entry: entry["step"] < last)
+    def _train(self) -> None:
+        if comms.is_main_process():  # a resumed run writes its own lines again
+            keep_json_lines(self.base_dir / "metrics.jsonl", lambda entry: entry["step"] < self._start_step)
         # A callback, because with a viewer Nerfstudio's training never returns: the page stays up.
         evaluate = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], func=self._evaluate_at_the_end)
         self.callbacks.append(evaluate)
-        with PhaseProgress(self.pipeline.schedule, self.total_steps() - 1) as self.progress:
-            super().train()
+        last_step = self.config.max_num_iterations - 1
+        with PhaseProgress(self.pipeline.schedule, self._start_step, last_step) as self.progress:
+            super()._train()
 
-    def train_iteration(self, step: int) -> Tuple[Tensor, Dict[str, Tensor], Dict[str, Tensor]]:
+    def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         loss, losses, metrics = super().train_iteration(step)
         if step % self.config.logging.steps_per_log == 0:
             values = {"loss": loss, **losses, **metrics}
-            numbers = {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
-            self._log(step, {"phase": self.pipeline.phase.value, **numbers})
+            self._log(step, {name: float(torch.as_tensor(value).detach()) for name, value in values.items()})
         if self.progress is not None and comms.is_main_process():
             self.progress.update(step)
         return loss, losses, metrics
@@ -296,13 +293,11 @@ class LatentTrainer(SafeTrainer):
         self.pipeline.last_evaluation = None
         super().eval_iteration(step)
         if self.pipeline.last_evaluation is not None:
-            self._leave_evaluation(step)
+            self._keep_evaluation(step)
         elif step_check(step, self.config.steps_per_eval_image):
             self._evaluate_one_image(step)
 
     def _evaluate_at_the_end(self, step: int) -> None:
-        if self.stop_training:
-            return
         self._evaluate_one_image(step)
         if writer.is_initialized() and self.pipeline.last_evaluation is not None:
             metrics, images = self.pipeline.last_evaluation
@@ -313,52 +308,31 @@ class LatentTrainer(SafeTrainer):
             writer.write_out_storage()
 
     def _evaluate_one_image(self, step: int) -> None:
-        if len(self.pipeline.datamanager.eval_dataset) and self.pipeline.datamanager.train_split is not None:
-            self.pipeline.get_eval_image_metrics_and_images(step)
-            self._leave_evaluation(step)
+        self.pipeline.get_eval_image_metrics_and_images(step)
+        self._keep_evaluation(step)
 
     @check_main_thread
-    def _leave_evaluation(self, step: int) -> None:
+    def _keep_evaluation(self, step: int) -> None:
         from torchvision.utils import save_image
 
+        assert self.pipeline.last_evaluation is not None
         metrics, images = self.pipeline.last_evaluation
         if self.progress is not None:
             self.progress.psnr = metrics["psnr"]
-        self._log(step, {"phase": self.pipeline.phase.value, **{f"eval_{name}": v for name, v in metrics.items()}})
+        self._log(step, {f"eval_{name}": value for name, value in metrics.items()})
         picture = images["figure"].permute(2, 0, 1)
-        try:
-            write_atomically(self.base_dir / "figure.png", lambda file: save_image(picture, file, format="png"))
-        except OSError as error:
-            warn(f"No figure at step {step}: {error}; training goes on.")
+        write_atomically(self.base_dir / "figure.png", lambda file: save_image(picture, file, format="png"))
 
     @check_main_thread
-    def _log(self, step: int, values: Dict[str, Any]) -> None:
-        try:
-            append_json_line(self.base_dir / "metrics.jsonl", {"step": step, **values})
-        except OSError as error:
-            warn(f"metrics.jsonl cannot be written at step {step}: {error}; training goes on.")
-
-    @check_main_thread
-    def _keep_log(self, keep: Callable[[Dict[str, Any]], bool]) -> None:
-        keep_json_lines(self.base_dir / "metrics.jsonl", keep)
-
-    @check_main_thread
-    def _save_scene_record(self) -> None:
-        self.pipeline.datamanager.save_scene_record(self.base_dir / "scene.pt")
-
-    @check_main_thread
-    def _save_resolved_config(self) -> None:
-        """Write `config.yml` again, now with what the autoencoder decided (its architecture, the channel count) and
-        where the cameras are kept: the other commands rebuild the run from its folder alone."""
-        config = dataclasses.replace(self.config, max_num_iterations=self._configured_iterations)
-        text = io.BytesIO(yaml.dump(config).encode())
-        write_atomically(self.base_dir / "config.yml", lambda file: file.write(text.getvalue()))
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        phase = self.pipeline.schedule.phase(step).value
+        append_json_line(self.base_dir / "metrics.jsonl", {"step": step, "phase": phase, **values})
 
 
-def plain(value: Any) -> Any:
+def to_plain_types(value: Any) -> Any:
     """Containers and tensors as they are, numpy scalars as Python numbers: what `weights_only=True` accepts."""
     if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {to_plain_types(key): to_plain_types(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(plain(item) for item in value)
+        return type(value)(to_plain_types(item) for item in value)
     return value.item() if isinstance(value, np.generic) else value

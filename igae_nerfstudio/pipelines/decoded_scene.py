@@ -7,7 +7,7 @@ they get pictures of its size: `rgb` (decoded), `depth`, `accumulation`, and `la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
@@ -42,15 +42,13 @@ class RenderedView:
 
 
 @dataclass
-class Shown:
-    """What the viewer has been told to show (`pipelines/viewer_panel.py`); read where the viewer renders, only."""
+class ViewerState:
+    """What the viewer has been told to show (`pipelines/viewer_panel.py`); training and metrics do not read it."""
 
-    decoder: Optional[Callable[[Tensor], Tensor]] = None
+    decoder: Callable[[Tensor], Tensor] | None = None
     """Latents (1, c, h, w) -> pictures (1, 3, H, W); None: the scene's own decoder."""
-    channel: Optional[int] = None
+    channel: int | None = None
     """The latent channel to show in grey; None: the preview of all."""
-    beside: Optional[Callable[[Cameras], Dict[str, Tensor]]] = None
-    """Further outputs (H, W, 3) for a camera."""
 
 
 SAME_SURFACE = 0.05
@@ -98,7 +96,7 @@ class DecodedScene(Model):
         self.preview = LatentPreview(scene.config.latent_channels)
         self.architecture = architecture
         self.downscale = downscale
-        self.shown = Shown()
+        self.viewer_state = ViewerState()
         self.register_buffer("focal_range", torch.ones(2))
 
     def populate_modules(self) -> None:
@@ -106,7 +104,7 @@ class DecodedScene(Model):
 
     # What is in a checkpoint beside the weights ---------------------------------------------------------------
 
-    def get_extra_state(self) -> Dict[str, Any]:
+    def get_extra_state(self) -> dict[str, Any]:
         channels = self.scene.config.latent_channels
         return {
             "autoencoder": self.architecture,
@@ -115,7 +113,7 @@ class DecodedScene(Model):
             "version": __version__,
         }
 
-    def set_extra_state(self, state: Dict[str, Any]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Checked by the pipeline before loading."""
 
     # Rendering -----------------------------------------------------------------------------------------------
@@ -128,8 +126,8 @@ class DecodedScene(Model):
     def decode(
         self,
         latents: Tensor,
-        size: Optional[Tuple[int, int]] = None,
-        decoder: Optional[Callable[[Tensor], Tensor]] = None,
+        size: tuple[int, int] | None = None,
+        decoder: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """x~ = D(z~): normalised latents (B, h, w, c) -> images (B, H, W, 3), not clamped, with gradient.
 
@@ -146,8 +144,8 @@ class DecodedScene(Model):
     def render(
         self,
         camera: Cameras,
-        obb_box: Optional[OrientedBox] = None,
-        decoder: Optional[Callable[[Tensor], Tensor]] = None,
+        obb_box: OrientedBox | None = None,
+        decoder: Callable[[Tensor], Tensor] | None = None,
     ) -> RenderedView:
         """Render one camera of any size and focal length, batch shape () or (1,); `decoder` as in `decode`."""
         low, high = self.focal_range.tolist()
@@ -159,9 +157,9 @@ class DecodedScene(Model):
         rgb, geometry = (view.resample(image)[0].permute(1, 2, 0) for image in (rgb, geometry))
         return RenderedView(outputs["latent"], rgb.clamp(0, 1), geometry[..., :1], geometry[..., 1:].clamp(0, 1))
 
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """`rgb` (H, W, 3), `depth` (H, W, 1), `accumulation` (H, W, 1) and `latent` (H, W, 3) of a camera."""
-        shown = self.shown
+        shown = self.viewer_state
         view = self.render(camera, obb_box, shown.decoder)
         height, width = view.rgb.shape[:2]
         if shown.channel is None:
@@ -178,11 +176,10 @@ class DecodedScene(Model):
             "depth": view.depth,
             "accumulation": view.accumulation,
             "latent": preview[0][:, rows][:, :, columns].permute(1, 2, 0),
-            **({} if shown.beside is None else shown.beside(camera)),
         }
 
     @torch.no_grad()
-    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """As `get_outputs_for_camera`, for the rays (H, W) of a pinhole picture.
 
         Raises:
@@ -197,37 +194,27 @@ class DecodedScene(Model):
             )
         return self.get_outputs_for_camera(camera)
 
-    def forward(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+    def forward(self, ray_bundle: RayBundle) -> dict[str, Any]:
         """Rays (H, W) of a picture: the decoded outputs. Single rays (R,): depth and accumulation only."""
         if len(ray_bundle.shape) == 2:
             return self.get_outputs_for_camera_ray_bundle(ray_bundle)
         return self.get_outputs(ray_bundle)
 
-    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         outputs = self.scene(ray_bundle)
         return {name: outputs[name] for name in ("depth", "accumulation")}
 
-    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """(H, W, 4): a three-channel output with the accumulation as its alpha."""
         return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
 
-    # What Nerfstudio asks of a model, and the pipeline does
-
-    def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
-        """The scene's own losses on latents; those on pictures are the pipeline's."""
-        return self.scene.get_loss_dict(outputs, batch, metrics_dict)
-
-    def get_image_metrics_and_images(self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]) -> Any:
-        """Not here: `LatentPipeline` compares pictures, latents and the autoencoder's ceiling."""
-        raise TypeError("a latent scene is measured by its pipeline: get_average_eval_image_metrics")
-
     # What Nerfstudio asks of a model ---------------------------------------------------------------------------
 
-    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The scene model's groups, and `decoder`."""
         return {**self.scene.get_param_groups(), "decoder": list(self.decoder.parameters())}
 
-    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         return self.scene.get_training_callbacks(attributes)
 
     def update_to_step(self, step: int) -> None:

@@ -1,7 +1,7 @@
 """Where scene model, decoder and losses meet: latent NeRF training as in section 3.2 of the paper.
 
 x_p --E--> z_p            photos are encoded once, the encoder is frozen
-p --F_theta--> z~_p       the scene model renders latents
+p --F_theta--> z~_p       the scene model renders latents (equation 1)
 z~_p --D_psi--> x~_p      the decoder turns them into pictures
 
 latent supervision  (eq. 2)   L_F(theta; z_p, z~_p), the method's own loss
@@ -10,12 +10,11 @@ RGB alignment       (eq. 3)   || x_p - x~_p ||^2 over theta and psi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Optional, Tuple, Type
+from typing import Any, Literal, Type
 
 import torch
-import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -30,29 +29,25 @@ from igae_nerfstudio import __version__
 from igae_nerfstudio.autoencoder.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
+    architecture_shape,
     decoder_from_architecture,
-    downscale_of,
     load_autoencoder,
-    receptive_margin,
+    resolve_autoencoder,
 )
 from igae_nerfstudio.autoencoder.normalization import LatentNormalization, LatentNormalizer
 from igae_nerfstudio.config_files import read_yaml, with_settings
-from igae_nerfstudio.console import log, warn
-from igae_nerfstudio.data.latent_datamanager import (
-    LatentDataManager,
-    LatentDataManagerConfig,
-    LatentSplit,
-    SplitName,
-)
-from igae_nerfstudio.data.memory import LARGE_STEP, SHARE, SMALLER_STEPS, check_fits, kept_bytes
-from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
+from igae_nerfstudio.console import warn
+from igae_nerfstudio.data.latent_datamanager import LatentDataManager, LatentDataManagerConfig
 from igae_nerfstudio.engine.processes import first_process_first
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.metrics import ImageMetrics
+from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
-from igae_nerfstudio.pipelines.finished_commands import prepare_command
 from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
+
+StepResult = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
+"""The scene model's outputs, the losses (to be summed), and metrics."""
 
 
 @dataclass
@@ -65,9 +60,9 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     datamanager: LatentDataManagerConfig = field(default_factory=LatentDataManagerConfig)
     """The data."""
     preset: Literal["paper", "fast"] = "paper"
-    """`fast`: scene models no larger than latents need (docs/performance.md), where a setting is not chosen by hand."""
-    settings: Optional[Path] = None
-    """YAML file of settings of this group, over all others, such as configs/latent_nerf/official.yaml."""
+    """Size of the scene model where its own options do not say it; `fast`: no larger than latents need."""
+    settings: Path | None = None
+    """YAML file of settings of this group, such as configs/latent_nerf/official.yaml; they win over all others."""
     latent_supervision_steps: int = 10_000
     """Steps of the first phase (paper, table 11: 10,000)."""
     rgb_alignment_steps: int = 15_000
@@ -85,17 +80,22 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
     the authors' `tanh(0.02 z)`, or not at all."""
 
-    def resolve(self) -> None:
-        """Put preset and settings file into effect; once more changes nothing.
+    def resolved(self) -> LatentPipelineConfig:
+        """A copy in which the settings file, the preset and the autoencoder's architecture are filled in.
+
+        Resolving it again changes nothing, and reads neither file nor autoencoder.
 
         Raises:
-            InputError: the settings file cannot be read, or names a setting that does not exist.
+            InputError: the settings file or the autoencoder cannot be used.
         """
-        if self.preset == "fast":
-            vars(self.model).update(self.model.fast)  # type: ignore[attr-defined]
-        if self.settings is not None:
-            settings = with_settings(self, read_yaml(self.settings), str(self.settings))
-            vars(self).update(vars(settings), settings=None)
+        config = self
+        if config.settings is not None:
+            config = replace(config, settings=None)
+            config = with_settings(config, read_yaml(self.settings), str(self.settings))
+        autoencoder = resolve_autoencoder(config.autoencoder)
+        latent_channels, _ = architecture_shape(autoencoder.architecture)
+        model: Any = config.model
+        return replace(config, autoencoder=autoencoder, model=model.resolved(config.preset, latent_channels))
 
     def schedule(self) -> TwoPhaseSchedule:
         """The two phases; raises InputError where they make no sense."""
@@ -121,10 +121,10 @@ class LatentPipeline(VanillaPipeline):
 
     config: LatentPipelineConfig
     datamanager: LatentDataManager
-    last_evaluation: Optional[Tuple[Dict[str, float], Dict[str, Tensor]]] = None
-    """Metrics and pictures of the evaluation image that was looked at last."""
-    autoencoder: Optional[Autoencoder]
+    autoencoder: Autoencoder | None
     """E and the untouched D, or None where a finished run is used without them."""
+    last_evaluation: tuple[dict[str, float], dict[str, Tensor]] | None = None
+    """Metrics and pictures of the evaluation image that was looked at last."""
 
     def __init__(
         self,
@@ -135,164 +135,103 @@ class LatentPipeline(VanillaPipeline):
         local_rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        del world_size, local_rank  # of no concern to a pipeline whose gradients the trainer averages
-        config.resolve()
-        if test_mode != "val":
-            prepare_command()
-        self.schedule = config.schedule()
-        autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
-        if autoencoder is not None:
-            config.autoencoder.architecture = config.autoencoder.architecture or autoencoder.architecture
-            decoder = autoencoder.make_decoder()
-        else:
-            decoder = decoder_from_architecture(config.autoencoder.architecture)
-        latent_channels, downscale = _shape_of(config.autoencoder.architecture)
-        scene_config: Any = config.model
-        scene_config.latent_channels = latent_channels
-
+        del world_size, local_rank  # no DistributedDataParallel: the trainer averages the gradients
+        config = config.resolved()
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
+        self.schedule = config.schedule()
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
-        self.autoencoder = autoencoder
+        self.autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
         self.image_metrics = ImageMetrics()
-        self.phase = self.schedule.phase(0)
-        self._model = DecodedScene(
-            scene=self._model,
-            decoder=decoder,
-            normalizer=LatentNormalizer(latent_channels, config.latent_normalization),
-            architecture=config.autoencoder.architecture,
-            downscale=downscale,
-        ).to(device)
+        self._model = self._decoded_scene(self._model).to(device)
+        if test_mode == "val":
+            self._encode_photos()
         self._panel = ViewerPanel(self)
         for i, element in enumerate(self._panel.elements()):
             setattr(self, f"viewer_element_{i}", element)  # Nerfstudio looks at attributes, in alphabetical order
-        if test_mode == "val":
-            self._enter_latent_space()
 
-    def _enter_latent_space(self) -> None:
+    def _decoded_scene(self, scene: Any) -> DecodedScene:
+        """The scene model with a trainable copy of the decoder behind it."""
+        architecture = self.config.autoencoder.architecture
+        assert architecture is not None
+        latent_channels, downscale = architecture_shape(architecture)
+        if self.autoencoder is not None:
+            decoder = self.autoencoder.make_decoder()
+        else:
+            decoder = decoder_from_architecture(architecture)
+        normalizer = LatentNormalizer(latent_channels, self.config.latent_normalization)
+        return DecodedScene(scene, decoder, normalizer, architecture, downscale)
+
+    def _encode_photos(self) -> None:
         """Encode the training photos and fit everything that is fixed for the scene."""
+        assert self.autoencoder is not None
         with first_process_first():
-            split = self.datamanager.encode_train_split(self.autoencoder)
-        model = self.model
-        latents = split.latents.float()
-        model.normalizer.fit(latents)
-        model.preview.fit(model.normalizer.normalize(latents))
-        model.set_training_cameras(self.datamanager.train_dataset.cameras)
-        model.scene.set_training_cameras(self.datamanager.train_dataset.cameras)
-        colour = self.datamanager.train_dataset.background_colour
-        background = self.autoencoder.encode_colour(colour).to(self.device)
-        model.scene.set_background(model.normalizer.normalize(background))
-        if self.datamanager.would_take_patches():
-            self.datamanager.decoder_margin = self._decoder_margin()
-        largest = max(self.next_batch(0, phase)[0].size for phase in Phase)
-        if largest >= LARGE_STEP:
-            self._check_step_fits(split, largest)
-
-    def _decoder_margin(self) -> Optional[int]:
-        """Latent pixels that patches need around them; None: the decoder looks at the whole picture.
-
-        Raises:
-            InputError: it does, and patches were asked for.
-        """
-        margin = receptive_margin(self.model.decoder, self.model.normalizer.mean.numel())
-        if margin is not None:
-            return margin
-        if self.datamanager.config.alignment_patch_size:
-            raise InputError(
-                "the decoder looks at the whole picture, so it cannot be trained on patches; leave out "
-                "--pipeline.datamanager.alignment-patch-size"
-            )
-        log("RGB alignment takes whole images, as this decoder looks at the whole picture.")
-        return None
-
-    def _check_step_fits(self, split: LatentSplit, count: int) -> None:
-        """Try a small part of a step of `count` rays; raises InputError where the whole needs more than is free."""
-        with torch.random.fork_rng():
-            rays = split.rays[:1].flatten()
-            rays = rays[torch.arange(0, len(rays), SHARE, device=rays.origins.device)]
-            of_scene = kept_bytes(self.model, lambda: self.model.scene(rays)) * count / len(rays)
-            tile = self.model.normalizer.normalize(split.latents[:1, :8, :8].float())
-            of_decoder = kept_bytes(self.model, lambda: self.model.decode(tile)) * count / tile[..., 0].numel()
-        # As much again goes for gradients on the way back, but not all at once.
-        check_fits(1.5 * (of_scene + of_decoder), self.device, f"steps of {count} latent rays", SMALLER_STEPS)
+            split = self.datamanager.encode(self.autoencoder, self.schedule)
+        model, cameras = self.model, self.datamanager.train_dataset.cameras
+        model.normalizer.fit(split.latents.float())
+        model.preview.fit(model.normalizer.normalize(split.latents.float()))
+        model.set_training_cameras(cameras)
+        model.scene.set_training_cameras(cameras)
+        background = self.autoencoder.encode_colour(self.datamanager.train_dataset.background_colour)
+        model.scene.set_background(model.normalizer.normalize(background.to(self.device)))
 
     # Training ------------------------------------------------------------------------------------------------
 
     @profiler.time_function
-    def get_train_loss_dict(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, Tensor]]:
-        """One step of the current phase on B images.
-
-        Returns:
-            The scene model's outputs, the losses (to be summed), and metrics.
-        """
-        return self._losses(*self.next_batch(step, self.phase))
-
-    def next_batch(self, step: int, phase: Phase, split: SplitName = "train") -> Tuple[RayBundle, Dict[str, Any]]:
-        """Rays and targets of a step: whole images, or what the phase takes of larger ones."""
-        data = self.datamanager
-        if phase is Phase.RGB_ALIGNMENT:
-            if data.alignment_patch_size():
-                return data.next_patches(step, split)
-        elif data.random_latent_rays():
-            return data.next_rays(step, split)
-        return data.next_train(step) if split == "train" else data.next_eval(step)
+    def get_train_loss_dict(self, step: int) -> StepResult:
+        """One step on B images, or on what its phase takes of larger ones (`LatentDataManager.next_train`)."""
+        return self._losses(self.schedule.phase(step), *self.datamanager.next_train(step))
 
     @profiler.time_function
-    def get_eval_loss_dict(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, Tensor]]:
-        """The losses of the current phase on evaluation images."""
+    def get_eval_loss_dict(self, step: int) -> StepResult:
+        """The same on evaluation images, without gradient."""
         self.eval()
         with torch.no_grad():
-            result = self._losses(*self.next_batch(step, self.phase, "eval"))
+            result = self._losses(self.schedule.phase(step), *self.datamanager.next_eval(step))
         self.train()
         return result
 
-    def _losses(self, rays, batch) -> Tuple[Dict[str, Any], Dict[str, Tensor], Dict[str, Tensor]]:
+    def _losses(self, phase: Phase, rays: RayBundle, batch: dict[str, Any]) -> StepResult:
+        """The losses of a phase on rays p and their latents z_p (..., c) and photos x_p.
+
+        Equation 2 has gradients to the scene alone, equation 3 to scene and decoder.
+        """
         scene = self.model.scene
-        encoded = self.model.normalizer.normalize(batch["latent"])  # z_p, normalised
-        outputs = scene(rays.flatten())  # z~_p and what the method's losses need
+        encoded = self.model.normalizer.normalize(batch["latent"])  # z_p
         target = {"latent": encoded.flatten(0, -2)}
+        outputs = scene(rays.flatten())  # z~_p = F_theta(p), equation 1
         metrics = scene.get_metrics_dict(outputs, target)
-        losses = scene.get_loss_dict(outputs, target, metrics)  # equation 2
+        if phase is Phase.LATENT_SUPERVISION:
+            return outputs, scene.get_loss_dict(outputs, target, metrics), metrics  # equation 2
 
-        if self.phase is Phase.RGB_ALIGNMENT:
-            rendered = outputs[scene.latent_output].view(encoded.shape)
-            decoded = self.model.decode(rendered, size=batch["image"].shape[1:3])  # x~_p
-            alignment = _squared_error(decoded, batch["image"], batch.get("inside"))
-            del losses[scene.reconstruction_loss]
-            regularizers = losses if self.config.regularize_alignment else {}
-            losses = {"rgb_alignment_loss": alignment, **regularizers}  # equation 3
-            metrics = {**metrics, "psnr": -10 * torch.log10(alignment.detach())}
-        return outputs, losses, metrics
+        rendered = outputs[scene.latent_output].view(encoded.shape)
+        decoded = self.model.decode(rendered, size=batch["image"].shape[1:3])  # x~_p = D_psi(z~_p)
+        losses = {"rgb_alignment_loss": squared_error(decoded, batch["image"], batch.get("valid_mask"))}  # equation 3
+        if self.config.regularize_alignment:
+            losses.update(scene.get_regularizers(outputs, target, metrics))
+        return outputs, losses, {**metrics, "psnr": -10 * torch.log10(losses["rgb_alignment_loss"].detach())}
 
-    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The scene's groups under the method's own names, and `decoder`."""
         return {**self.datamanager.get_param_groups(), **self.model.get_param_groups()}
 
-    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> List[TrainingCallback]:
-        """The switch of the phases, before everything else that happens in a step."""
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
+        """The rates of the step's phase, before everything else that happens in a step."""
 
-        def enter_phase(step: int) -> None:
-            phase = self.schedule.phase(step)
-            if phase is not self.phase:
-                log(f"Step {step}: {phase.value} begins")
-            self.phase = phase
+        def enter_step(step: int) -> None:
             rates = self.schedule.set_learning_rates(attributes.optimizers, step)
             self._panel.follow(step)
-            switch_at = self.schedule.latent_supervision_steps
-            if step % 100 == 0 or step in (switch_at - 1, switch_at):  # the curves have an edge at the switch
+            switch = self.schedule.latent_supervision_steps
+            if step % 100 == 0 or step in (switch - 1, switch):  # the curves have an edge at the switch
                 writer.put_dict(name="learning_rate_in_phase", scalar_dict=rates, step=step)
-                writer.put_scalar(name="Phase", scalar=phase.number, step=step)
+                writer.put_scalar(name="Phase", scalar=self.schedule.phase(step).number, step=step)
 
-        switch = TrainingCallback(
-            where_to_run=[TrainingCallbackLocation.BEFORE_TRAIN_ITERATION],
-            update_every_num_iters=1,
-            func=enter_phase,
-        )
-        return [switch, *super().get_training_callbacks(attributes)]
+        before = TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], enter_step, 1)
+        return [before, *super().get_training_callbacks(attributes)]
 
     # Evaluation ----------------------------------------------------------------------------------------------
 
     @profiler.time_function
-    def get_eval_image_metrics_and_images(self, step: int) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+    def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics and pictures of one evaluation image."""
         self.eval()
         camera, batch = self.datamanager.next_eval_image(step)
@@ -303,8 +242,8 @@ class LatentPipeline(VanillaPipeline):
 
     @profiler.time_function
     def get_average_eval_image_metrics(
-        self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
-    ) -> Dict[str, Any]:
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, Any]:
         """Metrics over all evaluation images; what `ns-eval` writes.
 
         `psnr`, `ssim`, `lpips`: decoded render against photo. `latent_psnr`, `latent_ssim`: rendered against
@@ -326,7 +265,7 @@ class LatentPipeline(VanillaPipeline):
             )
         self.eval()
         dataset = self.datamanager.eval_dataset
-        per_image: Dict[str, Dict[str, float]] = {}
+        per_image: dict[str, dict[str, float]] = {}
         loader = self.datamanager.fixed_indices_eval_dataloader
         for camera, batch in track(loader, "Evaluating", total=len(dataset), transient=True, console=CONSOLE):
             path = dataset.image_filenames[int(batch["image_idx"])]
@@ -335,7 +274,7 @@ class LatentPipeline(VanillaPipeline):
             if output_path is not None:
                 _save_images(images, output_path, path.stem)
         self.train()
-        result: Dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for name in next(iter(per_image.values())):
             values = torch.tensor([metrics[name] for metrics in per_image.values()], dtype=torch.float64)
             result[name] = float(values.mean())
@@ -347,7 +286,7 @@ class LatentPipeline(VanillaPipeline):
         return result
 
     @torch.no_grad()
-    def _evaluate(self, camera: Cameras, batch: Dict[str, Any]) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+    def _evaluate(self, camera: Cameras, batch: dict[str, Any]) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics and pictures of one camera and its photo."""
         model, photo = self.model, batch["image"].to(self.device)
         photo = photo if photo.ndim == 3 else photo[0]
@@ -374,46 +313,43 @@ class LatentPipeline(VanillaPipeline):
 
     # Checkpoints ---------------------------------------------------------------------------------------------
 
-    def load_pipeline(self, loaded_state: Dict[str, Any], step: int) -> None:
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Load a checkpoint's weights.
 
         Raises:
-            InputError: the checkpoint was trained in another latent space; both are named.
+            InputError: the checkpoint was trained in another latent space, or with other model options.
         """
         saved = loaded_state.get("_model._extra_state")
         if saved is None:
             raise InputError("the checkpoint is not one of a latent NeRF; use the method that trained it")
         mine = self.model.get_extra_state()
-        for what in ("latent_channels", "downscale", "autoencoder"):
-            if saved[what] != mine[what]:
-                name = {"autoencoder": "architecture"}.get(what, what).replace("_", " ")
-                values = ("", "") if what == "autoencoder" else (f" {saved[what]}", f" {mine[what]}")
+        for name in ("latent_channels", "downscale", "autoencoder"):
+            if saved[name] != mine[name]:
+                differs = "another architecture" if name == "autoencoder" else f"{saved[name]} {name.replace('_', ' ')}"
                 raise InputError(
-                    f"the checkpoint was trained with an autoencoder of {name}{values[0]}, which differs from that of "
-                    f"'{self.config.autoencoder.name_or_path}'{values[1]}; pass the one it was trained with to "
+                    f"the checkpoint was trained with an autoencoder of {differs}, unlike "
+                    f"'{self.config.autoencoder.name_or_path}'; pass the one it was trained with to "
                     "--pipeline.autoencoder.name-or-path"
                 )
-        self.phase = self.schedule.phase(step)
         try:
             super().load_pipeline(loaded_state, step)
         except RuntimeError as error:  # torch lists keys and shapes, one a line
-            version = saved.get("version", "an earlier version")
             raise InputError(
-                f"the checkpoint does not fit the model ({' '.join(str(error).split())[:200]} ...); it was written by "
-                f"igae-nerfstudio {version}, and this is {__version__}: pass the model options that it was trained "
-                "with, or install that version"
+                f"the checkpoint does not fit the model ({one_line(error)[:200]} ...); igae-nerfstudio "
+                f"{saved.get('version', 'of an earlier version')} wrote it, and this is {__version__}: pass the model "
+                "options that it was trained with, or install that version"
             ) from error
         self._panel.show_steps(step + 1)
 
 
-def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> Optional[Autoencoder]:
+def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> Autoencoder | None:
     """The autoencoder of a run; None where a finished run can be used without it."""
     if test_mode == "inference":
-        return None if config.architecture is not None else load_autoencoder(config).to(device)
+        return None
     try:
         return load_autoencoder(config).to(device)
     except InputError:
-        if test_mode == "val" or config.architecture is None:
+        if test_mode == "val":
             raise
         warn(
             f"The original autoencoder '{config.name_or_path}' is out of reach: latent and autoencoder "
@@ -422,27 +358,20 @@ def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> 
         return None
 
 
-def _squared_error(decoded: Tensor, photos: Tensor, inside: Optional[Tensor]) -> Tensor:
-    """Mean over images (B, H, W, 3); with `inside` (B, H, W, 1), where that is 1."""
-    if inside is None:
-        return F.mse_loss(decoded, photos)
-    return (inside * (decoded - photos).square()).sum() / (3 * inside.sum()).clamp_min(1)
+def squared_error(decoded: Tensor, photos: Tensor, valid_mask: Tensor | None = None) -> Tensor:
+    """Equation 3: the mean over images (B, H, W, 3), or over the pixels whose valid_mask (B, H, W, 1) is 1."""
+    error = (decoded - photos).square()
+    if valid_mask is None:
+        return error.mean()
+    return (valid_mask * error).sum() / (3 * valid_mask.sum()).clamp_min(1)
 
 
-def _shape_of(architecture: str) -> Tuple[int, int]:
-    """c and l of a saved architecture."""
-    import json
-
-    config = json.loads(architecture)
-    return config["latent_channels"], downscale_of(config)
-
-
-def _unique_name(path: Path, taken: Dict[str, Any]) -> str:
+def _unique_name(path: Path, taken: dict[str, Any]) -> str:
     """A file's name, with its folder where another file has the same name."""
     return path.name if path.name not in taken else str(Path(path.parent.name) / path.name)
 
 
-def _save_images(images: Dict[str, Tensor], folder: Path, stem: str) -> None:
+def _save_images(images: dict[str, Tensor], folder: Path, stem: str) -> None:
     from torchvision.utils import save_image
 
     folder.mkdir(parents=True, exist_ok=True)

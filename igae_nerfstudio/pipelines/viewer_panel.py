@@ -23,7 +23,7 @@ from nerfstudio.viewer.viewer_elements import (
 )
 from torch import Tensor
 
-from igae_nerfstudio.engine.phases import Phase
+from igae_nerfstudio.phases import Phase
 
 if TYPE_CHECKING:
     from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline

@@ -14,9 +14,9 @@ from igae_nerfstudio.bench.bench import STEPS, BenchCommand, MethodBench, Result
 from igae_nerfstudio.bench.report import write_report
 from igae_nerfstudio.bench.sides import METHODS, RGB_RAYS, Side, trainer_config
 from igae_nerfstudio.engine.interruption import STATUS
-from igae_nerfstudio.engine.phases import Phase
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.figures import photo_of
+from igae_nerfstudio.phases import Phase
 
 
 def side(scene: Path, folder: Path, method: str = "kplanes", space: str = "rgb", size: int = 64) -> Side:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from nerfstudio.cameras.rays import RayBundle
 
-from igae_nerfstudio.data.latent_datamanager import LatentSplit, compact
+from igae_nerfstudio.data.latent_split import LatentSplit, compact
 
 H, W, DOWNSCALE = 60, 45, 8  # latents 8 x 6, the last of them beyond the photo's edge
 
@@ -28,10 +28,10 @@ def test_windows_are_whole_in_rays_latents_and_pixels() -> None:
         rays, batch = split.patches([1, 0], 2, 1, generator, "cpu")
         assert torch.equal(rays.origins, batch["latent"]) and batch["latent"].shape == (2, 4, 4, 3)
         assert batch["latent"][:, 0, 0, 0].tolist() == [1, 0]
-        for latent, image, inside in zip(batch["latent"], batch["image"], batch["inside"][..., 0]):
+        for latent, image, mask in zip(batch["latent"], batch["image"], batch["valid_mask"][..., 0]):
             number, top, left = (int(value) for value in latent[0, 0])
             y, x = (255 * image[..., 0]).round().long(), (255 * image[..., 1]).round().long()
-            good = inside.bool()
+            good = mask.bool()
             assert torch.equal(y[good], (top * DOWNSCALE + torch.arange(32)[:, None]).expand(32, 32)[good])
             assert torch.equal(x[good], (left * DOWNSCALE + torch.arange(32)).expand(32, 32)[good])
             # Outside of the margin, or at the image's own edge.
@@ -49,8 +49,8 @@ def test_a_window_larger_than_the_image_is_the_image() -> None:
     split = numbered_split()
     _, batch = split.patches([0], 8, 5, torch.Generator(), "cpu")
     assert torch.equal(batch["latent"][0], split.latents[0])
-    inside = batch["inside"][0, ..., 0].bool()
-    assert inside.sum() == H * W and bool(inside[:H, :W].all())
+    valid = batch["valid_mask"][0, ..., 0].bool()
+    assert valid.sum() == H * W and bool(valid[:H, :W].all())
 
 
 def test_latents_are_kept_in_half_precision_unless_that_changes_them() -> None:

@@ -30,7 +30,6 @@ def trained(logger: str, scene: Path, autoencoder: Path, folder: Path):
     config = latent_config("kplanes", scene, autoencoder, folder, **phases)
     config.vis = logger
     config.steps_per_eval_image, config.steps_per_eval_batch, config.logging.steps_per_log = 2, 2, 1
-    config.save_config()  # as `ns-train` does
     trainer = config.setup()
     trainer.setup()
     trainer.pipeline.image_metrics._lpips_missing = True

@@ -12,8 +12,7 @@ import yaml
 from conftest import latent_config, write_blender_scene
 from PIL import Image
 
-from igae_nerfstudio.engine.phases import Phase
-from igae_nerfstudio.engine.trainer import plain
+from igae_nerfstudio.engine.trainer import to_plain_types
 from igae_nerfstudio.errors import InputError
 
 
@@ -35,8 +34,7 @@ def make_trainer(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path):
         config.timestamp = timestamp
         config.pipeline.model.upsampling_iters = (1,)
         for name, value in overrides.items():
-            assert hasattr(config, name)
-            setattr(config, name, value)
+            setattr(config if hasattr(config, name) else config.pipeline, name, value)
         torch.manual_seed(0)
         trainer = config.setup()
         trainer.setup()
@@ -45,8 +43,10 @@ def make_trainer(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path):
     return make
 
 
-def test_plain_turns_numpy_numbers_into_python_numbers() -> None:
-    state = plain({"lr": np.float64(0.5), "list": [np.int64(3), (np.bool_(True), "x")], "tensor": torch.ones(2)})
+def test_plain_types_turn_numpy_numbers_into_python_numbers() -> None:
+    state = to_plain_types(
+        {"lr": np.float64(0.5), "list": [np.int64(3), (np.bool_(True), "x")], "tensor": torch.ones(2)}
+    )
     assert type(state["lr"]) is float and type(state["list"][0]) is int and type(state["list"][1][0]) is bool
     assert isinstance(state["tensor"], torch.Tensor)
 
@@ -69,7 +69,7 @@ def test_a_run_that_is_resumed_ends_like_one_that_was_not(make_trainer) -> None:
     first = make_trainer("first", max_num_iterations=4)
     first.train()
     second = make_trainer("second", load_dir=first.checkpoint_dir)
-    assert second._start_step == 4 and second.pipeline.phase is Phase.RGB_ALIGNMENT
+    assert second._start_step == 4
     steps = []
     iteration = second.train_iteration
     second.train_iteration = lambda step: steps.append(step) or iteration(step)
@@ -155,9 +155,8 @@ def test_a_full_disk_keeps_the_older_checkpoint(make_trainer, monkeypatch: pytes
 
 def test_the_number_of_steps_follows_from_the_phases(make_trainer) -> None:
     trainer = make_trainer()
-    assert trainer.total_steps() == 6
     config = yaml.load((trainer.base_dir / "config.yml").read_text(), Loader=yaml.Loader)
-    assert config.max_num_iterations == 0 and config.pipeline.autoencoder.architecture is not None
+    assert config.max_num_iterations == 6 and config.pipeline.autoencoder.architecture is not None
     with pytest.raises(InputError, match="the two phases have 6 steps"):
         make_trainer(max_num_iterations=7)
 
@@ -168,7 +167,7 @@ def test_empty_and_mixed_scenes_are_named(autoencoder_dir: Path, tmp_path: Path)
     def trainer(scene: Path):
         return latent_config("tensorf", scene, autoencoder_dir, tmp_path).setup().setup()
 
-    with pytest.raises(InputError, match="there is no"):
+    with pytest.raises(InputError, match="there is no dataset"):
         trainer(tmp_path / "no such scene")
     with pytest.raises(InputError, match="split 'val'"):
         trainer(write_blender_scene(tmp_path / "empty", counts=(3, 0, 1)))
@@ -200,8 +199,7 @@ def test_a_run_leaves_numbers_and_a_figure(make_trainer, logger: bool, monkeypat
     with Image.open(trainer.base_dir / "figure.png") as figure:
         assert figure.size == (4 * 48, 48 + 2 * 6 * (192 // 36))  # four pictures; two rows of six channels of 6 x 6
 
-    resumed = make_trainer(load_dir=trainer.checkpoint_dir)
-    resumed.pipeline.config.rgb_alignment_steps, resumed.config.max_num_iterations = 5, 8
+    resumed = make_trainer(load_dir=trainer.checkpoint_dir, rgb_alignment_steps=5)
     (resumed.base_dir / "metrics.jsonl").open("a").write('{"step": 7, "cut o')
     resumed.train()
     again = [json.loads(line) for line in (resumed.base_dir / "metrics.jsonl").read_text().splitlines()]

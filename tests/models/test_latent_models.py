@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import DEMO_SCENE, LATENT_METHODS, latent_config
 
-from igae_nerfstudio.engine.phases import Phase
+from igae_nerfstudio.phases import Phase
 from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
 
 DEVICES = [

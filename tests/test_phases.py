@@ -7,8 +7,8 @@ import torch
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig, MultiStepSchedulerConfig
 
-from igae_nerfstudio.engine.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 
 SCHEDULE = TwoPhaseSchedule(3, 4, latent_supervision_lr_factor=0.1, rgb_alignment_lr_factor=0.5, decoder_lr_decay=0.9)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Dict
 
 from nerfstudio.engine.optimizers import Optimizers
 from torch.optim.lr_scheduler import LambdaLR
@@ -73,7 +72,7 @@ class TwoPhaseSchedule:
             return self.decoder_lr_decay ** (step - self.latent_supervision_steps) if aligning else 0.0
         return self.rgb_alignment_lr_factor if aligning else self.latent_supervision_lr_factor
 
-    def set_learning_rates(self, optimizers: Optimizers, step: int) -> Dict[str, float]:
+    def set_learning_rates(self, optimizers: Optimizers, step: int) -> dict[str, float]:
         """Set every optimiser's rates for a step: the method's own schedule times the phase's factor.
 
         A `LambdaLR` computes its rate from the initial one at every step, so that the factor written here never
