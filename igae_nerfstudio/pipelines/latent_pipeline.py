@@ -30,8 +30,8 @@ from igae_nerfstudio import __version__
 from igae_nerfstudio.autoencoder.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
+    architecture_shape,
     decoder_from_architecture,
-    downscale_of,
     load_autoencoder,
     receptive_margin,
 )
@@ -146,7 +146,7 @@ class LatentPipeline(VanillaPipeline):
             decoder = autoencoder.make_decoder()
         else:
             decoder = decoder_from_architecture(config.autoencoder.architecture)
-        latent_channels, downscale = _shape_of(config.autoencoder.architecture)
+        latent_channels, downscale = architecture_shape(config.autoencoder.architecture)
         scene_config: Any = config.model
         scene_config.latent_channels = latent_channels
 
@@ -427,14 +427,6 @@ def _squared_error(decoded: Tensor, photos: Tensor, inside: Optional[Tensor]) ->
     if inside is None:
         return F.mse_loss(decoded, photos)
     return (inside * (decoded - photos).square()).sum() / (3 * inside.sum()).clamp_min(1)
-
-
-def _shape_of(architecture: str) -> Tuple[int, int]:
-    """c and l of a saved architecture."""
-    import json
-
-    config = json.loads(architecture)
-    return config["latent_channels"], downscale_of(config)
 
 
 def _unique_name(path: Path, taken: Dict[str, Any]) -> str:
