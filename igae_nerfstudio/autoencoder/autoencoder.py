@@ -9,20 +9,23 @@ neither scaled nor shifted. x^ = D(z) is (B, 3, l h, l w), not clamped, so that 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
+import inspect
 import json
+import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, Literal, Optional
+from typing import Annotated, Any, Callable, Iterator, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Annotated
 from tyro.conf import Suppress
 
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import InputError, one_line
 
 BUNDLED = {name: Path(__file__).parent / name for name in ("bundled", "bundled-ae")}
 """The autoencoders that come with the package."""
@@ -38,13 +41,13 @@ class AutoencoderConfig:
     """A folder in diffusers' format (`config.json` and weights), a Hugging Face hub id such as
     `ostris/vae-kl-f8-d16`, or one of the two small ones that come with the package and need no hub: `bundled`, an
     IG-AE, and `bundled-ae`, the standard autoencoder that it was made from."""
-    subfolder: Optional[str] = None
+    subfolder: str | None = None
     """Folder inside `name_or_path` that holds the autoencoder, often `vae`; None: the top."""
-    revision: Optional[str] = None
+    revision: str | None = None
     """Branch, tag or commit on the hub; None: the default branch."""
     encode_precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the frozen encoder; bfloat16 halves its time and memory on recent GPUs."""
-    architecture: Annotated[Optional[str], Suppress] = None
+    architecture: Annotated[str | None, Suppress] = None
     """diffusers' config as JSON. Training writes it into the run's `config.yml`, from which the decoder is
     rebuilt where the autoencoder itself is out of reach."""
 
@@ -77,9 +80,7 @@ class Autoencoder:
     def __init__(self, module: nn.Module, precision: Literal["float32", "bfloat16"] = "float32") -> None:
         self.module: Any = module.eval().requires_grad_(False)
         self.precision = precision
-        config: Any = module.config
-        self.latent_channels: int = config["latent_channels"]
-        self.downscale = downscale_of(config)
+        self.latent_channels, self.downscale = architecture_shape(self.architecture)
 
     @property
     def device(self) -> torch.device:
@@ -96,8 +97,7 @@ class Autoencoder:
         Without diffusers' private entries, which say where the files lay and which version wrote them: the same
         autoencoder in another folder is the same autoencoder.
         """
-        public = {key: value for key, value in self.module.config.items() if not key.startswith("_")}
-        return json.dumps({**public, "_class_name": type(self.module).__name__}, sort_keys=True)
+        return _architecture_of(self.module)
 
     @cached_property
     def encoder_hash(self) -> str:
@@ -126,7 +126,7 @@ class Autoencoder:
             return latents_of(self.module.encode(2 * images - 1)).float()
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, size: Optional[tuple[int, int]] = None) -> Tensor:
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """x^ = D(z) without gradient, cropped to `size` = (H, W) and clamped to [0, 1]."""
         images = Decoder(self.module)(latents.to(self.device)).float().clamp(0, 1)
         return images if size is None else images[..., : size[0], : size[1]]
@@ -165,7 +165,7 @@ def flat_latent(encode: Callable[[Tensor], Tensor], colour: Tensor, size: int = 
     return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2))
 
 
-def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 1e-6) -> Optional[int]:
+def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 1e-6) -> int | None:
     """How many latent pixels around its own a decoded pixel depends on; None: more than 20, as with attention.
 
     Args:
@@ -197,60 +197,135 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return F.pad(images, pad, mode="replicate") if any(pad) else images
 
 
-def downscale_of(config: Any) -> int:
-    """l = 2^(stages - 1): all of diffusers' classes halve the picture between consecutive stages."""
+def architecture_shape(architecture: str) -> tuple[int, int]:
+    """c and l of an architecture, as `Autoencoder.architecture` gives it.
+
+    l = 2^(stages - 1): all of diffusers' classes halve the image between consecutive stages.
+    """
+    config = json.loads(architecture)
     stages = config.get("block_out_channels") or config["encoder_block_out_channels"]
-    return 2 ** (len(stages) - 1)
+    return config["latent_channels"], 2 ** (len(stages) - 1)
 
 
-def load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
-    """Load an autoencoder with its weights.
+def resolve_autoencoder(config: AutoencoderConfig) -> AutoencoderConfig:
+    """A copy with `architecture` filled in, from the autoencoder's `config.json` alone.
+
+    A config that has its architecture already is returned as it is, whether its autoencoder is in reach or not.
 
     Raises:
-        InputError: it cannot be found or fetched, or it is of a class that cannot be used.
+        InputError: as for `load_autoencoder`, weights aside.
     """
-    diffusers = _quiet_diffusers()
-    source = BUNDLED.get(config.name_or_path) or Path(config.name_or_path).expanduser()
-    local = source.exists() or config.name_or_path.startswith((".", "/", "~"))
-    name = str(source) if local else config.name_or_path
-    if local and not source.exists():
-        raise InputError(
-            f"autoencoder folder {source} does not exist; pass an existing one with "
-            "--pipeline.autoencoder.name-or-path DIR, or 'bundled'"
-        )
-    subfolder = config.subfolder
-    if local and subfolder is None and not (source / "config.json").exists() and (source / "vae").is_dir():
-        subfolder = "vae"
-    where = {"subfolder": subfolder, "revision": config.revision}
+    if config.architecture is not None:
+        return config
+    source = _find(config)
+    with torch.device("meta"):  # no memory, no weights
+        module = _untrained(source.architecture, f"autoencoder '{source.name}'")
+    return dataclasses.replace(config, architecture=_architecture_of(module))
+
+
+def load_autoencoder(autoencoder: str | Path | AutoencoderConfig) -> Autoencoder:
+    """Load an autoencoder with its weights, on the CPU.
+
+    Args:
+        autoencoder: `bundled` or `bundled-ae`, which come with the package; a folder in diffusers' format; a Hugging
+            Face hub id; or a config, which also takes a subfolder, a revision and the encoder's precision.
+
+    Returns:
+        The frozen autoencoder. `encode` takes images (B, 3, H, W) in [0, 1] to latents (B, c, ceil(H / l),
+        ceil(W / l)), `decode` takes them back. For `bundled`, c = `latent_channels` = 16 and l = `downscale` = 8.
+
+    Raises:
+        InputError: it cannot be found or fetched, it is of a class that cannot be used, its `config.json` has keys that
+            the installed diffusers does not know, or its weights cannot be read.
+    """
+    config = autoencoder if isinstance(autoencoder, AutoencoderConfig) else AutoencoderConfig(str(autoencoder))
+    source = _find(config)
+    with torch.device("meta"):
+        model_class: Any = type(_untrained(source.architecture, f"autoencoder '{source.name}'"))
     try:
-        class_name = diffusers.AutoencoderKL.load_config(name, **where).get("_class_name")
-    except Exception as error:
-        problem = "holds no readable config.json" if local else "could not be fetched from the Hugging Face hub"
-        raise InputError(
-            f"autoencoder '{name}' {problem} ({first_line(error)}); download it where there is a network and pass "
-            "its folder (config.json and diffusion_pytorch_model.safetensors) with "
-            "--pipeline.autoencoder.name-or-path DIR, or use 'bundled'"
-        ) from error
-    if class_name not in SUPPORTED_CLASSES:
-        raise InputError(
-            f"autoencoder '{name}' is a {class_name}; supported are {', '.join(SUPPORTED_CLASSES)}, "
-            "with --pipeline.autoencoder.subfolder NAME where it is one part of a larger model"
-        )
-    try:
-        module = getattr(diffusers, class_name).from_pretrained(name, low_cpu_mem_usage=False, **where)
+        with _without_config_warnings():
+            module = model_class.from_pretrained(source.name, low_cpu_mem_usage=False, **source.where)
     except Exception as error:
         raise InputError(
-            f"the weights of autoencoder '{name}' cannot be read ({first_line(error)}); fetch them again or pass "
-            "another folder with --pipeline.autoencoder.name-or-path DIR"
+            f"the weights of autoencoder '{source.name}' cannot be read ({one_line(error)}); fetch them again, or give "
+            "another folder as name_or_path"
         ) from error
     return Autoencoder(module, config.encode_precision)
 
 
 def decoder_from_architecture(architecture: str) -> Decoder:
-    """An untrained decoder of a saved architecture, whose weights a checkpoint then fills."""
-    diffusers = _quiet_diffusers()
-    config = json.loads(architecture)
-    return _channels_last(Decoder(getattr(diffusers, config["_class_name"]).from_config(config)))
+    """An untrained decoder of a saved architecture, whose weights a checkpoint then fills.
+
+    Raises:
+        InputError: the installed diffusers does not know the architecture.
+    """
+    return _channels_last(Decoder(_untrained(json.loads(architecture), "the run's autoencoder")))
+
+
+@dataclass
+class _Source:
+    """Where an autoencoder lies, and what its `config.json` says."""
+
+    name: str
+    where: dict[str, str | None]
+    architecture: dict[str, Any]
+
+
+def _find(config: AutoencoderConfig) -> _Source:
+    import diffusers
+
+    path = BUNDLED.get(config.name_or_path) or Path(config.name_or_path).expanduser()
+    local = path.exists() or config.name_or_path.startswith((".", "/", "~"))
+    name = str(path) if local else config.name_or_path
+    if local and not path.exists():
+        raise InputError(f"autoencoder folder {path} does not exist; give an existing one as name_or_path, or 'bundled'")
+    subfolder = config.subfolder
+    if local and subfolder is None and not (path / "config.json").exists() and (path / "vae").is_dir():
+        subfolder = "vae"
+    where = {"subfolder": subfolder, "revision": config.revision}
+    try:
+        return _Source(name, where, diffusers.AutoencoderKL.load_config(name, **where))
+    except Exception as error:
+        problem = "holds no readable config.json" if local else "could not be fetched from the Hugging Face hub"
+        raise InputError(
+            f"autoencoder '{name}' {problem} ({one_line(error)}); download it where there is a network and give its "
+            "folder (config.json and diffusion_pytorch_model.safetensors) as name_or_path, or 'bundled'"
+        ) from error
+
+
+def _untrained(architecture: dict[str, Any], what: str) -> nn.Module:
+    """An autoencoder of an architecture, with random weights.
+
+    Raises:
+        InputError: of a class that cannot be used, or with keys that the class does not have. diffusers would ignore
+            those and build another network, which decodes the same weights to rubbish.
+    """
+    import diffusers
+
+    class_name = architecture.get("_class_name")
+    if class_name not in SUPPORTED_CLASSES:
+        raise InputError(
+            f"{what} is a {class_name}; supported are {', '.join(SUPPORTED_CLASSES)}, "
+            "with their folder as `subfolder` where they are one part of a larger model"
+        )
+    model_class: Any = getattr(diffusers, class_name)
+    known = inspect.signature(model_class.__init__).parameters
+    public = {key: value for key, value in architecture.items() if not key.startswith("_")}
+    module = model_class.from_config({key: value for key, value in public.items() if key in known})
+    # AutoencoderTiny writes a key of its own beside its arguments.
+    unknown = [key for key in public if key not in module.config]
+    if unknown:
+        written_by = architecture.get("_diffusers_version", "a newer one")
+        raise InputError(
+            f"{what} has settings that {class_name} of diffusers {diffusers.__version__} does not know "
+            f"({', '.join(unknown)}); install the version that wrote them ({written_by}), or correct its config.json"
+        )
+    return module
+
+
+def _architecture_of(module: Any) -> str:
+    public = {key: value for key, value in module.config.items() if not key.startswith("_")}
+    return json.dumps({**public, "_class_name": type(module).__name__}, sort_keys=True)
 
 
 def _channels_last(decoder: Decoder) -> Decoder:
@@ -259,15 +334,17 @@ def _channels_last(decoder: Decoder) -> Decoder:
     return decoder.to(memory_format=torch.channels_last)
 
 
-def _quiet_diffusers() -> Any:
-    """diffusers, imported when first needed; it warns about keys that its own `save_pretrained` writes."""
-    import diffusers
-    import safetensors.torch  # noqa: F401  older diffusers use it without importing it
+@contextmanager
+def _without_config_warnings() -> Iterator[None]:
+    """diffusers warns about the key that its own AutoencoderTiny writes; `_untrained` has checked the keys."""
+    logger = logging.getLogger("diffusers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
-    diffusers.utils.logging.set_verbosity_error()
-    return diffusers
 
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for one-line messages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+first_line = one_line
+"""To be removed with the last of its users."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +18,12 @@ from igae_nerfstudio.autoencoder.autoencoder import (
     BUNDLED,
     Autoencoder,
     AutoencoderConfig,
+    architecture_shape,
     decoder_from_architecture,
     load_autoencoder,
     pad_to_multiple,
     receptive_margin,
+    resolve_autoencoder,
 )
 from igae_nerfstudio.errors import InputError
 
@@ -129,8 +136,71 @@ def test_identity_does_not_depend_on_the_folder(tmp_path) -> None:
 def test_missing_autoencoders_say_how_to_pass_a_local_one(name: str, says: str) -> None:
     with pytest.raises(InputError) as error:
         load_autoencoder(AutoencoderConfig(name))
-    assert says in str(error.value) and "--pipeline.autoencoder.name-or-path" in str(error.value)
+    assert says in str(error.value) and "name_or_path" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["bundled", "bundled-ae", "tiny"])
+def test_the_architecture_is_known_before_the_weights(kind: str, autoencoder_dir: Path, tmp_path: Path) -> None:
+    name = kind
+    if kind == "tiny":  # whose class changes its own settings
+        shutil.copy(autoencoder_dir / "config.json", tmp_path)
+        name = str(tmp_path)
+    config = AutoencoderConfig(name, encode_precision="bfloat16")
+    resolved = resolve_autoencoder(config)
+    loaded = load_autoencoder(str(autoencoder_dir) if kind == "tiny" else kind)
+    assert resolved.architecture == loaded.architecture
+    assert architecture_shape(loaded.architecture) == (loaded.latent_channels, loaded.downscale)
+    assert (resolved.name_or_path, resolved.encode_precision) == (name, "bfloat16") and config.architecture is None
+    resolved.name_or_path = "moved away"
+    assert resolve_autoencoder(resolved) == resolved
+
+
+def test_settings_that_diffusers_does_not_know_are_refused(
+    autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+
+    folder = shutil.copytree(autoencoder_dir, tmp_path / "invented")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "_private": 1, "swirl": 3}))
+    for call in (load_autoencoder, resolve_autoencoder):
+        with pytest.raises(InputError, match=rf"invented.*diffusers {diffusers.__version__}.*\(swirl\)"):
+            call(AutoencoderConfig(str(folder)))
+
+    # AutoencoderDC of diffusers 0.34, which ignored three settings of the bundled autoencoders.
+    new = ("encoder_out_shortcut", "decoder_in_shortcut", "decoder_conv_act_fn")
+    architecture = load_autoencoder("bundled").architecture
+    signature = inspect.signature(diffusers.AutoencoderDC.__init__)
+    old = signature.replace(parameters=[value for key, value in signature.parameters.items() if key not in new])
+
+    class Older(diffusers.AutoencoderDC):
+        def __init__(self, **settings: object) -> None:
+            super().__init__(**settings)
+            self._internal_dict = type(self.config)({key: self.config[key] for key in old.parameters if key != "self"})
+
+    Older.__init__.__signature__ = old  # type: ignore[attr-defined]
+    monkeypatch.setattr(diffusers, "AutoencoderDC", Older)
+    for load in (lambda: load_autoencoder("bundled"), lambda: decoder_from_architecture(architecture)):
+        with pytest.raises(InputError) as error:
+            load()
+        assert all(key in str(error.value) for key in new)
+
+
+def test_diffusers_may_still_warn(autoencoder_dir: Path) -> None:
+    """Loading silences nothing for others, and says nothing itself of a folder that diffusers wrote."""
+    code = (
+        "import logging, sys\n"
+        "from igae_nerfstudio.autoencoder.autoencoder import load_autoencoder\n"
+        "from diffusers.utils import logging as their_logging\n"
+        "before = their_logging.get_verbosity(), logging.getLogger('diffusers.configuration_utils').level\n"
+        "load_autoencoder(sys.argv[1])\n"
+        "after = their_logging.get_verbosity(), logging.getLogger('diffusers.configuration_utils').level\n"
+        "assert before == after, (before, after)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, autoencoder_dir], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "not expected" not in result.stderr
 
 
 def test_broken_folders_are_named(tmp_path, autoencoder_dir) -> None:
