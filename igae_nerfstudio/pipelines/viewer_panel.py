@@ -1,7 +1,7 @@
 """What Nerfstudio's viewer shows of a latent scene beside the picture: the phase, and a few choices.
 
 Nerfstudio finds `ViewerElement`s and `ViewerControl`s among a pipeline's attributes. They change what the viewer
-shows (`DecodedScene.shown`) and nothing else: training, evaluation, the other commands and checkpoints know nothing
+shows (`DecodedScene.viewer_state`) and nothing else: training, evaluation, the other commands and checkpoints know nothing
 of them.
 """
 
@@ -127,13 +127,13 @@ class ViewerPanel:
     # Choices --------------------------------------------------------------------------------------------------
 
     def _choose_decoder(self, name: str) -> None:
-        self._pipeline.model.shown.decoder = self._pipeline.autoencoder.decode if name == ORIGINAL else None
+        self._pipeline.model.viewer_state.decoder = self._pipeline.autoencoder.decode if name == ORIGINAL else None
 
     def _choose_channel(self, option: int) -> None:
-        self._pipeline.model.shown.channel = option - 1 if option > 0 else None
+        self._pipeline.model.viewer_state.channel = option - 1 if option > 0 else None
 
     def _choose_photo(self, beside: bool) -> None:
-        self._pipeline.model.shown.beside = self.nearest_photo if beside else None
+        self._pipeline.model.viewer_state.beside = self.nearest_photo if beside else None
         self.control.split_screen(beside)
 
     # Photos of training cameras -------------------------------------------------------------------------------
