@@ -91,8 +91,6 @@ class LatentPipelineConfig(VanillaPipelineConfig):
         Raises:
             InputError: the settings file cannot be read, or names a setting that does not exist.
         """
-        if self.preset == "fast":
-            vars(self.model).update(self.model.fast)  # type: ignore[attr-defined]
         if self.settings is not None:
             settings = with_settings(self, read_yaml(self.settings), str(self.settings))
             vars(self).update(vars(settings), settings=None)
@@ -148,7 +146,7 @@ class LatentPipeline(VanillaPipeline):
             decoder = decoder_from_architecture(config.autoencoder.architecture)
         latent_channels, downscale = _shape_of(config.autoencoder.architecture)
         scene_config: Any = config.model
-        scene_config.latent_channels = latent_channels
+        config.model = scene_config.resolved(config.preset, latent_channels)
 
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
