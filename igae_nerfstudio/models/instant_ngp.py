@@ -11,7 +11,7 @@ imported. Everywhere else `rendering/occupancy_marching.py` marches the same gri
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
@@ -24,8 +24,7 @@ from nerfstudio.models.instant_ngp import InstantNGPModelConfig, NGPModel
 from torch import Tensor
 
 from igae_nerfstudio.console import log
-from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda
-from igae_nerfstudio.models.nerfacto_field import give_latent_head
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda, linear_head
 from igae_nerfstudio.rendering.hash_encoding import use_fast_hash_encoding
 from igae_nerfstudio.rendering.nerfacc_kernels import kernels_work
 from igae_nerfstudio.rendering.occupancy_marching import march_occupancy_grid, render_weights
@@ -73,7 +72,8 @@ class MarchedNGP(NGPModel):
 
     def _samples(self, ray_bundle: RayBundle) -> tuple[RaySamples, Tensor]:
         """What Nerfstudio's `VolumetricSampler` returns: packed samples (n, 1) and the ray of each, (n,)."""
-        nears, fars = ray_bundle.nears, ray_bundle.fars
+        nears, fars, step_size = ray_bundle.nears, ray_bundle.fars, self.config.render_step_size
+        assert step_size is not None  # chosen where the model is built
         marched = march_occupancy_grid(
             self.occupancy_grid,
             ray_bundle.origins,
@@ -81,7 +81,7 @@ class MarchedNGP(NGPModel):
             self.field.density_fn if self.training else None,
             near_plane=self.config.near_plane,
             far_plane=self.config.far_plane,
-            render_step_size=self.config.render_step_size,
+            render_step_size=step_size,
             cone_angle=self.config.cone_angle,
             alpha_thre=self.config.alpha_thre,
             stratified=self.training,
@@ -135,16 +135,28 @@ class LatentInstantNGPConfig(LatentModelConfig, RGBInstantNGPConfig):
     """Instant-NGP, rendering latents."""
 
     _target: type = field(default_factory=lambda: LatentInstantNGP)
-    grid_resolution: int = 64
-    """Cells along a side of each level of the occupancy grid; half of Nerfstudio's 128, as a latent pixel is
-    eight times as wide as a pixel."""
+    grid_resolution: int | None = None
+    """Cells along a side of each level of the occupancy grid; None: the preset's (paper: 64, half of Nerfstudio's, as
+    a latent pixel is eight times as wide as a pixel; fast: 32)."""
+    render_step_size: float | None = None
+    """Distance between samples, scene units; None: the preset's (paper: Nerfstudio's choice, a thousandth of the box's
+    diagonal; fast: 0.02)."""
+    cone_angle: float | None = None
+    """Growth of that distance per scene unit; None: the preset's (paper: 0.004, fast: 0)."""
+    max_res: int | None = None
+    """Resolution of the finest hash grid; None: the preset's (paper: 2048, fast: 256)."""
+    log2_hashmap_size: int | None = None
+    """Binary logarithm of the entries of each hash grid; None: the preset's (paper: 19, fast: 17)."""
 
-    fast: ClassVar[dict[str, Any]] = {
-        "grid_resolution": 32,
-        "render_step_size": 0.02,
-        "cone_angle": 0.0,
-        "max_res": 256,
-        "log2_hashmap_size": 17,
+    presets = {
+        "paper": {"grid_resolution": 64, "cone_angle": 0.004, "max_res": 2048, "log2_hashmap_size": 19},
+        "fast": {
+            "grid_resolution": 32,
+            "render_step_size": 0.02,
+            "cone_angle": 0.0,
+            "max_res": 256,
+            "log2_hashmap_size": 17,
+        },
     }
 
 
@@ -154,4 +166,4 @@ class LatentInstantNGP(LatentModel, RGBInstantNGP):
     config: LatentInstantNGPConfig
 
     def adapt_field(self, latent_channels: int) -> None:
-        give_latent_head(self.field, latent_channels)
+        self.field.mlp_head = linear_head(self.field.mlp_head, latent_channels)

@@ -12,15 +12,16 @@ here `rgb` only ever means decoded pixels, so the mixin is also the border where
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Iterator
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.field_components.mlp import MLP
 from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
-from typing_extensions import Annotated
+from typing_extensions import Annotated, Self
 from tyro.conf import Suppress
 
 from igae_nerfstudio.errors import InputError
@@ -30,21 +31,32 @@ from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
 
 @dataclass
 class LatentModelConfig:
-    """Mixed into the config of each scene model."""
+    """Mixed into the config of each scene model. A field of None is a preset's to fill: see `resolved`."""
 
     latent_channels: Annotated[int, Suppress] = 16
-    """c; the pipeline sets it from the autoencoder."""
+    """c; the pipeline takes it from the autoencoder."""
 
-    fast: ClassVar[Dict[str, Any]] = {}
-    """Settings of `--pipeline.preset fast`: a model no larger than latents need."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {}, "fast": {}}
+    """Values of fields that are None by default. `paper`: Nerfstudio's own, as in the paper; `fast`: a model no larger
+    than latents need (docs/performance.md)."""
 
-    @property
-    def sdf_field(self) -> None:
-        """What `ns-export marching-cubes` looks for before anything else; it ends in an assertion without."""
-        raise InputError(
-            "marching cubes need a surface model, and these scenes have densities but no signed distances; use "
-            "`ns-export tsdf --texture-method tsdf` or `ns-export poisson`"
-        )
+    def resolved(self, preset: str, latent_channels: int) -> Self:
+        """A config that a model can be built from: each field that is None has the preset's value.
+
+        Args:
+            preset: one of `presets`.
+            latent_channels: c of the autoencoder.
+
+        Returns:
+            A new config; resolving it once more changes nothing.
+
+        Raises:
+            InputError: there is no such preset.
+        """
+        if preset not in self.presets:
+            raise InputError(f"there is no preset '{preset}'; choose one of {', '.join(self.presets)}")
+        unset = {name: value for name, value in self.presets[preset].items() if getattr(self, name) is None}
+        return replace(self, latent_channels=latent_channels, **unset)
 
 
 if TYPE_CHECKING:
@@ -86,15 +98,15 @@ class LatentModel(_Mixed):
     def set_training_cameras(self, cameras: Cameras) -> None:
         """Learn where the training cameras are, before the first step; of no concern to most models."""
 
-    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         outputs = super().get_outputs(ray_bundle)  # type: ignore[safe-super]  # of the model behind the mixin
         return rename(outputs, "rgb", "latent")
 
-    def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         metrics = super().get_metrics_dict(rename(outputs, "latent", "rgb"), {"image": batch["latent"]})
         return rename(metrics, "psnr", "latent_psnr")
 
-    def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
+    def get_loss_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict=None) -> dict[str, Tensor]:
         target = {"image": batch["latent"]}
         rendered = rename(outputs, "latent", "rgb")
         losses = super().get_loss_dict(rendered, target, metrics_dict)  # type: ignore[safe-super]
@@ -106,7 +118,20 @@ def built_for_cuda(model: Model) -> bool:
     return torch.device(model.kwargs.get("device") or "cpu").type == "cuda"
 
 
-def rename(entries: Dict[str, Any], old: str, new: str) -> Dict[str, Any]:
+def linear_head(colours: Any, channels: int) -> MLP:
+    """An `MLP` of the shape of a field's colour network, with linear outputs in place of 3 sigmoid ones."""
+    return MLP(
+        in_dim=colours.in_dim,
+        num_layers=colours.num_layers,
+        layer_width=colours.layer_width,
+        out_dim=channels,
+        activation=nn.ReLU(),
+        out_activation=None,
+        implementation="torch" if colours.tcnn_encoding is None else "tcnn",
+    )
+
+
+def rename(entries: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     """The dictionary with keys that begin with `old` beginning with `new`."""
     return {new + key[len(old) :] if key.startswith(old) else key: value for key, value in entries.items()}
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Type
+from dataclasses import dataclass, field, replace
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 
-from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda
-from igae_nerfstudio.models.nerfacto_field import give_latent_head
+from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda, linear_head
 
 
 @dataclass
 class LatentNerfactoConfig(LatentModelConfig, NerfactoModelConfig):
     """Nerfstudio's nerfacto, rendering latents."""
 
-    _target: Type = field(default_factory=lambda: LatentNerfacto)
+    _target: type = field(default_factory=lambda: LatentNerfacto)
     use_appearance_embedding: bool = False
+    """Latents have no exposure or white balance to explain."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=lambda: CameraOptimizerConfig(mode="off"))
+    """Poses stay as they are."""
 
 
 class LatentNerfacto(LatentModel, NerfactoModel):
@@ -26,8 +26,8 @@ class LatentNerfacto(LatentModel, NerfactoModel):
 
     def populate_modules(self) -> None:
         if not built_for_cuda(self):
-            self.config.implementation = "torch"  # tinycudann's modules exist on CUDA only
+            self.config = replace(self.config, implementation="torch")  # tinycudann's modules exist on CUDA only
         super().populate_modules()
 
     def adapt_field(self, latent_channels: int) -> None:
-        give_latent_head(self.field, latent_channels)
+        self.field.mlp_head = linear_head(self.field.mlp_head, latent_channels)

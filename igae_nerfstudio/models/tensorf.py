@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
@@ -101,12 +101,18 @@ class LatentTensoRFConfig(LatentModelConfig, RGBTensoRFConfig):
     """TensoRF, rendering latents."""
 
     _target: type = field(default_factory=lambda: LatentTensoRF)
+    init_resolution: int | None = None
+    """Grid points along a side at first; None: the preset's (paper: 128, fast: 64)."""
+    final_resolution: int | None = None
+    """Grid points along a side at last; None: the preset's (paper: 300, fast: 128)."""
+    num_samples: int | None = None
+    """Samples of the fine pass; None: the preset's (paper: 50, fast: 24)."""
+    num_uniform_samples: int | None = None
+    """Samples of the coarse pass; None: the preset's (paper: 200, fast: 64)."""
 
-    fast: ClassVar[dict[str, Any]] = {
-        "init_resolution": 64,
-        "final_resolution": 128,
-        "num_samples": 24,
-        "num_uniform_samples": 64,
+    presets = {
+        "paper": {"init_resolution": 128, "final_resolution": 300, "num_samples": 50, "num_uniform_samples": 200},
+        "fast": {"init_resolution": 64, "final_resolution": 128, "num_samples": 24, "num_uniform_samples": 64},
     }
 
 

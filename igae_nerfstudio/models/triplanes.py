@@ -7,7 +7,7 @@ Planes and renderer can be trained alone here, or come from many scenes learnt t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Type
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +32,14 @@ STRAIGHT = 0.02
 class LatentTriPlanesConfig(LatentModelConfig, ModelConfig):
     """Tri-Planes, rendering latents; K, F and samples as in table 10 of the paper."""
 
-    _target: Type = field(default_factory=lambda: LatentTriPlanes)
+    _target: type = field(default_factory=lambda: LatentTriPlanes)
     resolution: int = 64
     """K, points along a side of each plane."""
     features: int = 32
     """F, features of a point."""
     hidden: int = 64
     """Width of the hidden layer that turns features into density and latent."""
-    half_extent: Optional[float] = None
+    half_extent: float | None = None
     """Half the side of the cube around the origin that holds the scene, scene units; beyond it nothing is rendered.
     None: the dataset's scene box, or what the cameras see where all of them look straight at the origin."""
     samples: int = 48
@@ -48,7 +48,7 @@ class LatentTriPlanesConfig(LatentModelConfig, ModelConfig):
     """Further samples where the first found density."""
     enable_collider: bool = False
     """Rays begin and end at the cube."""
-    loss_coefficients: Dict[str, float] = to_immutable_dict({"latent_loss": 1.0, "plane_tv": 1e-4})
+    loss_coefficients: dict[str, float] = to_immutable_dict({"latent_loss": 1.0, "plane_tv": 1e-4})
     """Weights of the squared error and of the planes' total variation (paper, equation 14)."""
 
 
@@ -85,10 +85,10 @@ class LatentTriPlanes(LatentModel, Model):
         if self.config.half_extent is None and seen is not None:
             self.renderer.config.half_extent = min(seen, self.renderer.config.half_extent)
 
-    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
         return {"planes": [self.planes], "fields": list(self.renderer.parameters())}
 
-    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Tensor]:
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
         limits = None
         if ray_bundle.nears is not None and ray_bundle.fars is not None:  # the viewer's crop
             limits = (ray_bundle.nears[None, :, 0], ray_bundle.fars[None, :, 0])
@@ -99,11 +99,11 @@ class LatentTriPlanes(LatentModel, Model):
             "depth": render.depth[0, :, None],
         }
 
-    def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         error = F.mse_loss(outputs["latent"].detach(), batch["latent"])
         return {"latent_psnr": -10 * torch.log10(error)}
 
-    def get_loss_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict=None) -> Dict[str, Tensor]:
+    def get_loss_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict=None) -> dict[str, Tensor]:
         losses = {
             "latent_loss": F.mse_loss(outputs["latent"], batch["latent"]),
             "plane_tv": plane_variation(self.planes[None]),
@@ -112,12 +112,12 @@ class LatentTriPlanes(LatentModel, Model):
 
     # The cube travels in the checkpoint: planes mean nothing without it ---------------------------------------
 
-    def get_extra_state(self) -> Dict[str, Any]:
+    def get_extra_state(self) -> dict[str, Any]:
         config = self.renderer.config
         names = ("resolution", "features", "hidden", "half_extent")
         return {name: getattr(config, name) for name in names}
 
-    def set_extra_state(self, state: Dict[str, Any]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take the cube of a checkpoint.
 
         Raises:
@@ -133,7 +133,7 @@ class LatentTriPlanes(LatentModel, Model):
         self.renderer.config.half_extent = state["half_extent"]
 
 
-def radius_seen(cameras: Cameras) -> Optional[float]:
+def radius_seen(cameras: Cameras) -> float | None:
     """The radius of the ball around the origin of which no camera sees more, scene units.
 
     None where a camera does not look straight at the origin.

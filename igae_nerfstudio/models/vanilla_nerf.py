@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Dict, Type
+from typing import Any
 
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.field_components.field_heads import FieldHead, FieldHeadNames
@@ -17,11 +17,19 @@ from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
 class LatentVanillaNeRFConfig(LatentModelConfig, VanillaModelConfig):
     """Nerfstudio's vanilla NeRF, rendering latents."""
 
-    _target: Type = field(default_factory=lambda: LatentVanillaNeRF)
-    layer_width: int = 256
-    """Width of the layers of both networks; half of it after the direction enters."""
+    _target: type = field(default_factory=lambda: LatentVanillaNeRF)
+    layer_width: int | None = None
+    """Width of the layers of both networks, half of it after the direction enters; None: the preset's (paper: 256,
+    fast: 128)."""
+    num_coarse_samples: int | None = None
+    """Samples of the coarse network; None: the preset's (paper: 64, fast: 32)."""
+    num_importance_samples: int | None = None
+    """Further samples of the fine network; None: the preset's (paper: 128, fast: 32)."""
 
-    fast: ClassVar[Dict[str, Any]] = {"layer_width": 128, "num_coarse_samples": 32, "num_importance_samples": 32}
+    presets = {
+        "paper": {"layer_width": 256, "num_coarse_samples": 64, "num_importance_samples": 128},
+        "fast": {"layer_width": 128, "num_coarse_samples": 32, "num_importance_samples": 32},
+    }
 
 
 class LatentVanillaNeRF(LatentModel, NeRFModel):
@@ -34,6 +42,7 @@ class LatentVanillaNeRF(LatentModel, NeRFModel):
 
     def adapt_field(self, latent_channels: int) -> None:
         width, encodings = self.config.layer_width, ("position_encoding", "direction_encoding")
+        assert width is not None  # the config is resolved
         for name in ("field_coarse", "field_fine"):
             nerf: Any = NeRFField(
                 **{encoding: getattr(getattr(self, name), encoding) for encoding in encodings},
@@ -44,7 +53,7 @@ class LatentVanillaNeRF(LatentModel, NeRFModel):
             nerf.field_heads[0] = FieldHead(latent_channels, FieldHeadNames.RGB, in_dim=colours.in_dim)
             setattr(self, name, nerf)
 
-    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         outputs = super().get_outputs(ray_bundle)
         for name in ("latent", "accumulation", "depth"):
             outputs[name] = outputs[f"{name}_fine"]

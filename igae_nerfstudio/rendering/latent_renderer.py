@@ -13,8 +13,6 @@ three, knows backgrounds by colour name, and clamps its result to [0, 1] in eval
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -40,8 +38,8 @@ class LatentRenderer(nn.Module):
         self,
         rgb: Tensor,
         weights: Tensor,
-        ray_indices: Optional[Tensor] = None,
-        num_rays: Optional[int] = None,
+        ray_indices: Tensor | None = None,
+        num_rays: int | None = None,
     ) -> Tensor:
         """Composite samples; differentiable in latents and weights.
 
@@ -56,7 +54,7 @@ class LatentRenderer(nn.Module):
             Latents (*rays, c), not clamped.
         """
         values = weights * rgb
-        if ray_indices is None:
+        if ray_indices is None or num_rays is None:
             composited, accumulation = values.sum(dim=-2), weights.sum(dim=-2)
         else:  # in half precision the product may be wider than the latents, so its type decides
             composited = values.new_zeros(num_rays, values.shape[-1]).index_add(0, ray_indices, values)
