@@ -24,7 +24,7 @@ def reported_in_one_line() -> Iterator[None]:
     except InputError as error:
         sys.exit(f"igae-nerfstudio: {error}")
     except KeyboardInterrupt as interrupt:
-        print(f"igae-nerfstudio: {interrupt or 'stopped by ctrl-C'}", file=sys.stderr)
+        print(f"igae-nerfstudio: {str(interrupt) or 'stopped by ctrl-C'}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

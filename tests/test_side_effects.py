@@ -14,7 +14,7 @@ import os, signal, sys, threading
 from pathlib import Path
 
 import nerfstudio.configs.method_configs  # Nerfstudio's own effects come first
-import diffusers, yaml
+import diffusers, matplotlib.pyplot, yaml
 
 def state():
     loader = yaml.Loader

@@ -385,7 +385,7 @@ class KPlanesModel(Model):
         Args:
             outputs: of `get_outputs`.
             batch: with `image` (R, 3), or (R, 4) with alpha, in [0, 1].
-            metrics_dict: of `get_metrics_dict`; its `distortion` is used if it is there.
+            metrics_dict: has no effect.
 
         Returns:
             `rgb_loss`, the mean squared error; in training also, where its weight is not 0, `interlevel` (mip-NeRF 360
@@ -398,21 +398,24 @@ class KPlanesModel(Model):
             gt_image=batch["image"].to(self.device),
         )
         losses = {"rgb_loss": weight["rgb_loss"] * self.rgb_loss(target, rendered)}
+        return {**losses, **self.get_regularizers(outputs, batch)}
+
+    def get_regularizers(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of `get_loss_dict` beside the squared error; none in evaluation."""
+        weight = self.config.loss_coefficients
         if not self.training:
-            return losses
+            return {}
         along_rays = outputs["weights_list"], outputs["ray_samples_list"]
         proposals: Any = self.proposal_networks
         terms = {
             "interlevel": lambda: interlevel_loss(*along_rays),
-            "distortion": lambda: metrics_dict["distortion"] if metrics_dict else distortion_loss(*along_rays),
+            "distortion": lambda: distortion_loss(*along_rays),
             "plane_tv": lambda: plane_total_variation(self.field.planes()),
             "plane_tv_proposal": lambda: plane_total_variation(
                 plane for network in proposals for plane in network.planes()
             ),
         }
-        # Not Nerfstudio's scale_dict: it multiplies in place, so it would scale the logged metric as well.
-        losses.update({name: weight[name] * term() for name, term in terms.items() if weight[name] != 0.0})
-        return losses
+        return {name: weight[name] * term() for name, term in terms.items() if weight[name] != 0.0}
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]

@@ -75,10 +75,6 @@ class LatentModel(_Mixed):
     latent_output: ClassVar[str] = "latent"
     """The output that is decoded (vanilla NeRF renders a coarse one as well)."""
 
-    reconstruction_loss: ClassVar[str] = "latent_loss"
-    """The loss between the decoded output and encoded photos; RGB alignment puts equation 3 in its place and
-    keeps every other term."""
-
     def populate_modules(self) -> None:
         with without_lpips():
             super().populate_modules()
@@ -111,6 +107,16 @@ class LatentModel(_Mixed):
         rendered = rename(outputs, "latent", "rgb")
         losses = super().get_loss_dict(rendered, target, metrics_dict)  # type: ignore[safe-super]
         return rename(losses, "rgb", "latent")
+
+    def get_regularizers(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of `get_loss_dict` that stay in RGB alignment: all but the squared error of the decoded latents, in
+        whose place equation 3 stands there.
+
+        Args:
+            outputs: of `get_outputs`.
+            batch: `latent` (R, c), normalised.
+        """
+        return {}
 
 
 def built_for_cuda(model: Model) -> bool:

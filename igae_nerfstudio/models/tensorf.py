@@ -80,18 +80,23 @@ class RGBTensoRF(TensoRFModel):
 
     def get_loss_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict=None) -> dict[str, Tensor]:
         """As in Nerfstudio, with its total variation (twice the mean square) computed faster."""
-        if self.config.regularization != "tv":
-            return super().get_loss_dict(outputs, batch, metrics_dict)
         rendered, target = self.renderer_rgb.blend_background_for_loss_computation(
             pred_image=outputs["rgb"],
             pred_accumulation=outputs["accumulation"],
             gt_image=batch["image"].to(self.device),
         )
-        losses = {
-            "rgb_loss": self.rgb_loss(target, rendered),
-            "tv_reg_density": 2 * mean_squared_variation(self.field.density_encoding.plane_coef),
-            "tv_reg_color": 2 * mean_squared_variation(self.field.color_encoding.plane_coef),
-        }
+        loss = misc.scale_dict({"rgb_loss": self.rgb_loss(target, rendered)}, self.config.loss_coefficients)
+        return {**loss, **self.get_regularizers(outputs, batch)}
+
+    def get_regularizers(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Total variation or L1 of the grids, times `loss_coefficients`."""
+        losses: dict[str, Tensor] = {}
+        if self.config.regularization == "tv":
+            losses["tv_reg_density"] = 2 * mean_squared_variation(self.field.density_encoding.plane_coef)
+            losses["tv_reg_color"] = 2 * mean_squared_variation(self.field.color_encoding.plane_coef)
+        elif self.config.regularization == "l1":
+            grids = torch.cat([grid.flatten() for grid in self.field.density_encoding.parameters()])
+            losses["l1_reg"] = grids.abs().mean()
         self.camera_optimizer.get_loss_dict(losses)
         return misc.scale_dict(losses, self.config.loss_coefficients)
 
@@ -120,6 +125,7 @@ class LatentTensoRF(LatentModel, RGBTensoRF):
     """Vector-matrix density and latent grids with a linear head of c channels."""
 
     config: LatentTensoRFConfig
+    get_regularizers = RGBTensoRF.get_regularizers
 
     def adapt_field(self, latent_channels: int) -> None:
         self.field.field_output_rgb = FieldHead(

@@ -15,7 +15,6 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.config_utils import to_immutable_dict
 from nerfstudio.models.base_model import Model, ModelConfig
-from nerfstudio.utils import misc
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -104,11 +103,12 @@ class LatentTriPlanes(LatentModel, Model):
         return {"latent_psnr": -10 * torch.log10(error)}
 
     def get_loss_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict=None) -> dict[str, Tensor]:
-        losses = {
-            "latent_loss": F.mse_loss(outputs["latent"], batch["latent"]),
-            "plane_tv": plane_variation(self.planes[None]),
-        }
-        return misc.scale_dict(losses, self.config.loss_coefficients)
+        loss = self.config.loss_coefficients["latent_loss"] * F.mse_loss(outputs["latent"], batch["latent"])
+        return {"latent_loss": loss, **self.get_regularizers(outputs, batch)}
+
+    def get_regularizers(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The planes' total variation (paper, equation 14)."""
+        return {"plane_tv": self.config.loss_coefficients["plane_tv"] * plane_variation(self.planes[None])}
 
     # The cube travels in the checkpoint: planes mean nothing without it ---------------------------------------
 

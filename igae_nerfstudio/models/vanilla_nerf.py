@@ -9,6 +9,7 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.field_components.field_heads import FieldHead, FieldHeadNames
 from nerfstudio.fields.vanilla_nerf_field import NeRFField
 from nerfstudio.models.vanilla_nerf import NeRFModel, VanillaModelConfig
+from torch import Tensor
 
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
 
@@ -38,7 +39,6 @@ class LatentVanillaNeRF(LatentModel, NeRFModel):
     config: LatentVanillaNeRFConfig
     field_coarse: Any
     field_fine: Any
-    reconstruction_loss = "latent_loss_fine"
 
     def adapt_field(self, latent_channels: int) -> None:
         width, encodings = self.config.layer_width, ("position_encoding", "direction_encoding")
@@ -58,3 +58,8 @@ class LatentVanillaNeRF(LatentModel, NeRFModel):
         for name in ("latent", "accumulation", "depth"):
             outputs[name] = outputs[f"{name}_fine"]
         return outputs
+
+    def get_regularizers(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The squared error of the coarse render: no picture is made of it, so equation 3 does not teach it."""
+        weight = self.config.loss_coefficients["rgb_loss_coarse"]
+        return {"latent_loss_coarse": weight * self.rgb_loss(batch["latent"], outputs["latent_coarse"])}

@@ -199,16 +199,16 @@ class LatentPipeline(VanillaPipeline):
         encoded = self.model.normalizer.normalize(batch["latent"])  # z_p
         target = {"latent": encoded.flatten(0, -2)}
         outputs = scene(rays.flatten())  # z~_p = F_theta(p), equation 1
-        metrics = scene.get_metrics_dict(outputs, target)
         if phase is Phase.LATENT_SUPERVISION:
+            metrics = scene.get_metrics_dict(outputs, target)
             return outputs, scene.get_loss_dict(outputs, target, metrics), metrics  # equation 2
 
         rendered = outputs[scene.latent_output].view(encoded.shape)
         decoded = self.model.decode(rendered, size=batch["image"].shape[1:3])  # x~_p = D_psi(z~_p)
         losses = {"rgb_alignment_loss": squared_error(decoded, batch["image"], batch.get("valid_mask"))}  # equation 3
         if self.config.regularize_alignment:
-            losses.update(scene.get_regularizers(outputs, target, metrics))
-        return outputs, losses, {**metrics, "psnr": -10 * torch.log10(losses["rgb_alignment_loss"].detach())}
+            losses.update(scene.get_regularizers(outputs, target))
+        return outputs, losses, {"psnr": -10 * torch.log10(losses["rgb_alignment_loss"].detach())}
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The scene's groups under the method's own names, and `decoder`."""

@@ -36,11 +36,13 @@ def trainer_of(scene: Path, autoencoder: Path, output: Path, **changes) -> Laten
 def interrupt_in_step(trainer: LatentTrainer, step: int, times: int = 1) -> None:
     whole = trainer.pipeline.get_train_loss_dict
 
-    def interrupted(at: int):
-        if at == step:
+    at = step
+
+    def interrupted(step: int):
+        if step == at:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
-        return whole(at)
+        return whole(step)
 
     trainer.pipeline.get_train_loss_dict = interrupted
 
