@@ -82,7 +82,7 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     eval_num_images_to_sample_from: Suppress[int] = -1
     eval_num_times_to_repeat_images: Suppress[int] = -1
     eval_image_indices: Suppress[tuple[int, ...] | None] = None
-    collate_fn: Suppress[Callable[[Any], Any]] = staticmethod(nerfstudio_collate)  # type: ignore[assignment]
+    collate_fn: Suppress[Callable[[Any], Any]] = staticmethod(nerfstudio_collate)
     patch_size: Suppress[int] = 1
     pixel_sampler: Suppress[PixelSamplerConfig] = field(default_factory=PixelSamplerConfig)
     masks_on_gpu: Suppress[bool] = False

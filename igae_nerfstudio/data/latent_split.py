@@ -100,7 +100,7 @@ def stack_rays(bundles: Sequence[RayBundle]) -> RayBundle:
     """Stack ray bundles of one shape (h, w) to (N, h, w)."""
     first = bundles[0]
     fields = ("origins", "directions", "pixel_area", "camera_indices", "nears", "fars", "times")
-    stacked = {
+    stacked: dict[str, Any] = {
         name: None if getattr(first, name) is None else torch.stack([getattr(bundle, name) for bundle in bundles])
         for name in fields
     }

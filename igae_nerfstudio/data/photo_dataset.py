@@ -202,6 +202,7 @@ def pinhole_cameras(cameras: Cameras, undistortions: list[Undistortion | None]) 
             getattr(cameras, name)[index] = value
         cameras.height[index], cameras.width[index] = undistortion.size
         cameras.camera_type[index] = CameraType.PERSPECTIVE.value
+        assert cameras.distortion_params is not None  # else there would be nothing to undistort
         cameras.distortion_params[index] = 0
     if cameras.distortion_params is not None and not bool((cameras.distortion_params != 0).any()):
         cameras.distortion_params = None

@@ -89,10 +89,10 @@ class LatentPipelineConfig(VanillaPipelineConfig):
             InputError: the settings file or the autoencoder cannot be used.
         """
         config = self
-        if config.settings is not None:
-            config = replace(config, settings=None)
-            config = with_settings(config, read_yaml(self.settings), str(self.settings))
+        if self.settings is not None:
+            config = with_settings(replace(self, settings=None), read_yaml(self.settings), str(self.settings))
         autoencoder = resolve_autoencoder(config.autoencoder)
+        assert autoencoder.architecture is not None
         latent_channels, _ = architecture_shape(autoencoder.architecture)
         model: Any = config.model
         return replace(config, autoencoder=autoencoder, model=model.resolved(config.preset, latent_channels))
@@ -159,7 +159,8 @@ class LatentPipeline(VanillaPipeline):
         else:
             decoder = decoder_from_architecture(architecture)
         normalizer = LatentNormalizer(latent_channels, self.config.latent_normalization)
-        return DecodedScene(scene, decoder, normalizer, architecture, downscale)
+        # The abstract methods about losses and metrics are the pipeline's here.
+        return DecodedScene(scene, decoder, normalizer, architecture, downscale)  # type: ignore[abstract]
 
     def _encode_photos(self) -> None:
         """Encode the training photos and fit everything that is fixed for the scene."""
@@ -217,8 +218,11 @@ class LatentPipeline(VanillaPipeline):
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         """The rates of the step's phase, before everything else that happens in a step."""
 
+        optimizers = attributes.optimizers
+        assert optimizers is not None
+
         def enter_step(step: int) -> None:
-            rates = self.schedule.set_learning_rates(attributes.optimizers, step)
+            rates = self.schedule.set_learning_rates(optimizers, step)
             self._panel.follow(step)
             switch = self.schedule.latent_supervision_steps
             if step % 100 == 0 or step in (switch - 1, switch):  # the curves have an edge at the switch
