@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.scenes.scene_views import ViewCameras, read_scene, read_view, to_images
+from igae_nerfstudio.scenes.cameras import ViewCameras
+from igae_nerfstudio.scenes.scene_folders import read_scene
+from igae_nerfstudio.scenes.scene_views import read_view, to_images
 
 DEPTH_TOLERANCE = 0.02
 """Depths that differ by less, as a share of the depth, are of the same surface."""
@@ -39,14 +41,14 @@ class DepthViews:
 def read_depth_views(
     folder: Path, size: int, split: str = "test", background: Sequence[float] = (1, 1, 1)
 ) -> DepthViews:
-    """Views of a scene that `igae-render-objects --depth` made.
+    """Views of a scene that `igae render-objects --depth` made.
 
     Raises:
         InputError: the scene has no depth, or cannot be read.
     """
     scene = read_scene(folder, split, size)
     if scene.depth_unit is None:
-        raise InputError(f"scene {folder} has no depth; render it with igae-render-objects --depth")
+        raise InputError(f"scene {folder} has no depth; render it with igae render-objects --depth")
     depth = []
     for file in scene.files:
         path = folder / "depth" / split / Path(file).with_suffix(".png").name
@@ -78,7 +80,7 @@ def reprojection_error(features: Tensor, views: DepthViews, max_angle: float = 3
     axes = -views.cameras.camera_to_world[:, :, 2]
     near = (axes @ axes.T > math.cos(math.radians(max_angle))) & ~torch.eye(len(axes), dtype=torch.bool)
     flat = features.flatten(2).transpose(1, 2)  # (n, h w, c)
-    differences: List[Tensor] = []
+    differences: list[Tensor] = []
     for i, j in near.nonzero().tolist():
         seen, place = visible(surface[j], views, i)
         found = F.grid_sample(features[i : i + 1], place[None, None], align_corners=False, padding_mode="border")

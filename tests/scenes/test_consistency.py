@@ -12,8 +12,8 @@ import torch
 from conftest import look_at_origin, write_blender_scene
 
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.scenes.cameras import ViewCameras
 from igae_nerfstudio.scenes.consistency import DepthViews, latent_surface, read_depth_views, reprojection_error, visible
-from igae_nerfstudio.scenes.scene_views import ViewCameras
 
 SIZE, FOCAL = 64, 80.0
 
