@@ -92,11 +92,17 @@ def render_job(job: dict[str, Any], on_view: Callable[[], None]) -> dict[str, An
 
     settings, folder = job["settings"], Path(job["folder"])
     bpy.ops.wm.read_factory_settings(use_empty=True)
-    import_mesh(Path(job["mesh"]))
+    import_mesh = bpy.ops.wm.obj_import if job["mesh"].lower().endswith(".obj") else bpy.ops.import_scene.gltf
+    try:
+        import_mesh(filepath=job["mesh"])  # turns the mesh's up axis to z
+    except Exception as error:  # the importers are Python programs of their own and raise anything
+        raise MeshError(f"cannot be read: {reason(error)}") from error
     center, scale = normalize_scene(settings["diagonal"])
     check_textures()
     add_lights()
-    camera = add_camera(settings["camera_angle_x"])
+    camera = bpy.context.scene.camera = _add("camera", bpy.data.cameras.new("camera"))
+    camera.data.sensor_fit, camera.data.angle = "HORIZONTAL", settings["camera_angle_x"]
+    camera.data.clip_start, camera.data.clip_end = 1e-3, 1e3
     set_up_cycles(settings)
     scratch = folder / ".view.png"
     bpy.context.scene.render.filepath = str(scratch)
@@ -119,19 +125,6 @@ def render_job(job: dict[str, Any], on_view: Callable[[], None]) -> dict[str, An
 
 
 # --- The object ---
-
-
-def import_mesh(path: Path) -> None:
-    """Read a file into the empty scene, its up axis turned to z."""
-    import bpy
-
-    try:
-        if path.suffix.lower() == ".obj":
-            bpy.ops.wm.obj_import(filepath=str(path))
-        else:
-            bpy.ops.import_scene.gltf(filepath=str(path))
-    except Exception as error:  # the importers are Python programs of their own and raise anything
-        raise MeshError(f"cannot be read: {reason(error)}") from error
 
 
 def normalize_scene(diagonal: float) -> tuple[list[float], float]:
@@ -222,7 +215,7 @@ def depth_picture(pose: np.ndarray, camera_angle_x: float, where: np.ndarray) ->
     return depth
 
 
-# --- Light, camera, renderer ---
+# --- Light and renderer ---
 
 
 def add_lights() -> None:
@@ -242,18 +235,6 @@ def add_lights() -> None:
         sun = _add("sun", light)
         sun.rotation_mode = "QUATERNION"
         sun.rotation_quaternion = Vector(direction).to_track_quat("Z", "Y")  # suns shine along -z
-
-
-def add_camera(camera_angle_x: float) -> Any:
-    """The scene's camera; Blender's camera axes are OpenGL's."""
-    import bpy
-
-    data = bpy.data.cameras.new("camera")
-    data.sensor_fit = "HORIZONTAL"
-    data.angle = camera_angle_x
-    data.clip_start, data.clip_end = 1e-3, 1e3
-    bpy.context.scene.camera = _add("camera", data)
-    return bpy.context.scene.camera
 
 
 def set_up_cycles(settings: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ NAME is the mesh's file name without suffix, with its folder in front where two 
 World: z up, the object's bounding box centred at the origin. Cameras: OpenGL axes (x right, y up, looking along -z) on
 a sphere, looking at the origin.
 
-Every mesh is rendered by a Blender process of its own (`blender_worker.py`), so a crash costs that mesh only. A scene
-is rendered into a hidden folder, which is renamed at the end; finished scenes are skipped when the command runs again.
-The pictures follow from the mesh and the settings alone.
+Every mesh is rendered by a Blender process of its own (`blender_worker.py`), so a crash costs that mesh only (one of a
+`ProcessPoolExecutor` would break the pool). A scene is rendered into a hidden folder, which is renamed at the end;
+finished scenes are skipped when the command runs again. The pictures follow from the mesh and the settings alone.
 """
 
 from __future__ import annotations
@@ -377,21 +377,13 @@ async def _render(pending: Sequence[tuple[str, Path]], config: RenderObjects) ->
         task = progress.add_task("", total=views * len(pending))
 
         async def render(name: str, mesh: Path) -> None:
-            left = views
-
-            def on_view() -> None:
-                nonlocal left
-                left -= 1
-                progress.advance(task)
-
             async with slots:
                 start = time.monotonic()
                 try:
-                    await render_scene(name, mesh, config, on_view)
+                    await render_scene(name, mesh, config, lambda: progress.advance(task))
                     log(f"{name}: {views} views in {time.monotonic() - start:.1f} s")
                 except (SceneFailed, OSError) as error:
                     failed[mesh] = one_line(error)
-                    progress.advance(task, left)
 
         await asyncio.gather(*(render(*scene) for scene in pending))
     return failed

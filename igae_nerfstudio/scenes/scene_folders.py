@@ -145,7 +145,9 @@ def _read_blender(folder: Path, split: str, size: int) -> list[dict[str, Any]]:
 
 
 def _read_srn(folder: Path, split: str, size: int) -> list[dict[str, Any]]:
-    lines = [line.split() for line in (folder / "intrinsics.txt").read_text(encoding="utf-8").splitlines() if line]
+    lines = [
+        line.split() for line in (folder / "intrinsics.txt").read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     focal, cx, cy = (float(value) for value in lines[0][:3])
     height, width = (float(value) for value in lines[-1])
     if height != width:
