@@ -11,7 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from igae_nerfstudio.errors import InputError
 
 
-def read_image(path: Path, scale_factor: float = 1.0) -> UInt8[np.ndarray, "height width channels"]:
+def read_image(
+    path: Path, scale_factor: float = 1.0, at_least: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "height width channels"]:
     """Any file that Pillow opens, as 8-bit RGB, or RGBA where it is transparent.
 
     Grey, palette and CMYK files become RGB. Grey values of 16 bits are divided by 257; floating-point ones (TIFF) are
@@ -20,12 +22,16 @@ def read_image(path: Path, scale_factor: float = 1.0) -> UInt8[np.ndarray, "heig
     Args:
         path: the file.
         scale_factor: resizes the picture; its sides are rounded down, as in Nerfstudio.
+        at_least: width and height that suffice; a JPEG is decoded at a half, a quarter or an eighth of its size where
+            that has as many pixels, which takes less time.
 
     Raises:
         InputError: the file is missing, truncated or not an image.
     """
     try:
         with Image.open(path) as file:
+            if at_least is not None:
+                file.draft(None, at_least)
             file.load()
             image: Image.Image = file
             if image.mode.startswith("I"):  # 16 bits, which older Pillows hand out as 32; Pillow would clip them at 255

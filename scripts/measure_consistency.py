@@ -1,11 +1,11 @@
 """How consistent the latents of autoencoders are in 3D, without a NeRF.
 
-    igae-render-objects --meshes MESHES --output-dir SCENES --depth
+    igae render-objects --meshes MESHES --output-dir SCENES --depth
     python scripts/measure_consistency.py --scenes SCENES --autoencoders standard=bundled-ae ig-ae=bundled
 
 Prints, for each autoencoder, the reprojection error of its latents (`igae_nerfstudio/scenes/consistency.py`): 0 is the
-same latents for one point in two views, 1 is no relation. The row `averaged pixels` is photos averaged over the pixels
-of a latent, which are as consistent as light and sampling allow.
+same latents for one surface point in two views, 1 is no correlation. The row `averaged pixels` averages photos over the
+pixels of a latent: it is as consistent as light and sampling allow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
 from igae_nerfstudio.scenes.consistency import read_depth_views, reprojection_error
-from igae_nerfstudio.scenes.scene_views import find_scenes
+from igae_nerfstudio.scenes.scene_folders import find_scenes
 
 
 def main() -> None:

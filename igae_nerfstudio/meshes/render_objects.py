@@ -1,6 +1,6 @@
-"""`igae-render-objects`: a folder of meshes -> posed multi-view scenes, rendered with Blender's Cycles.
+"""`igae render-objects`: a folder of meshes -> posed multi-view scenes, rendered with Blender's Cycles.
 
-    igae-render-objects --meshes DIR --output-dir OUT --views 300 --size 128
+    igae render-objects --meshes DIR --output-dir OUT --views 300 --size 128
 
 Each GLB, glTF and OBJ file becomes one folder in the Blender / NeRF-synthetic layout, which Nerfstudio's
 ``blender-data`` reads (PNG only)::
@@ -15,58 +15,51 @@ NAME is the mesh's file name without suffix, with its folder in front where two 
 World: z up, the object's bounding box centred at the origin. Cameras: OpenGL axes (x right, y up, looking along -z) on
 a sphere, looking at the origin.
 
-Every mesh has its own process with its own Blender (`blender_worker.py`), so a crash costs that mesh only. A scene is
-made in a hidden folder and renamed when it is whole; scenes that are there already are passed over. The pictures
-follow from the mesh and the settings alone: not from the number of processes, the other meshes or what was there.
+Every mesh is rendered by a Blender process of its own (`blender_worker.py`), so a crash costs that mesh only (one of a
+`ProcessPoolExecutor` would break the pool). A scene is rendered into a hidden folder, which is renamed at the end;
+finished scenes are skipped when the command runs again. The pictures follow from the mesh and the settings alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import importlib.util
 import json
 import math
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Callable, Literal, Sequence
 
 import numpy as np
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from igae_nerfstudio.config_files import differing
 from igae_nerfstudio.console import CONSOLE, log, warn
-from igae_nerfstudio.engine.interruption import stopped
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import InputError, one_line, reported_in_one_line
 from igae_nerfstudio.files import job_folder
+from igae_nerfstudio.meshes.mesh_files import find_meshes, mesh_hash
 
 FORMAT = 1
 """Raised when the same settings give other pictures than before (light, cameras, normalisation)."""
 
-SUFFIXES = (".glb", ".gltf", ".obj")
 SPLITS = ("train", "val", "test")
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 DEPTH_STEPS = 65535
 SIDECAR = "render.json"
-PARTIAL = ".unfinished-scene"
+UNFINISHED = ".unfinished-scene"
 
 WORKER = [sys.executable, "-m", "igae_nerfstudio.meshes.blender_worker"]
 DEBIAN_PACKAGES = "libx11-6 libxrender1 libxfixes3 libxi6 libxkbcommon0 libsm6 libgl1"
 
 NOT_IN_THE_PICTURES = ("meshes", "output_dir", "limit", "processes", "timeout", "overwrite")
-"""Options that leave the pictures as they are; a finished scene stays valid when they change."""
+"""Options that do not change the pictures; a finished scene stays valid when they change."""
 
 
 @dataclass
@@ -103,159 +96,50 @@ class RenderObjects:
     """Lowest and highest camera, in degrees above the horizon; the cameras are uniform over that part of the sphere."""
     camera_angle_x: float = 0.6911112
     """Horizontal field of view in radians."""
-    limit: Optional[int] = None
+    limit: int | None = None
     """Render only this many meshes, chosen by the seed; a higher limit adds to the choice of a lower one."""
-    processes: Optional[int] = None
-    """Blenders at the same time, one thread and about 0.4 GB each; by default one per core."""
+    processes: int | None = None
+    """Blender processes at the same time, one thread and about 0.4 GB each; by default one per core."""
     timeout: float = 1800.0
-    """Give a mesh up when it has not got a view done for so many seconds: on a busy machine a view takes long."""
+    """Give a mesh up when no view of it was finished for so many seconds: on a busy machine a view takes long."""
     overwrite: bool = False
-    """Render scenes again that are there but were made from another mesh or with other settings."""
+    """Render scenes again that were made from another version of the mesh or with other settings."""
 
     def check(self) -> None:
         """Raise `InputError` for values that make no scene."""
-        for name in ("views", "val_views", "test_views", "samples", "limit", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        counts = (self.views, self.val_views, self.test_views, self.samples, self.limit, self.processes)
+        low, high = self.elevation
+        if not all(count is None or count >= 1 for count in counts):
+            raise InputError("numbers of views, samples, meshes (--limit) and processes must be at least 1")
         if self.size < 32 or self.size % 8:
             raise InputError(f"--size is {self.size}; it must be a multiple of 8 and at least 32")
-        if self.seed < 0:
-            raise InputError(f"--seed is {self.seed}; it must not be negative")
         if not 0.0 < self.diagonal < 2.0 * self.radius < math.inf:
             raise InputError(
-                f"--radius is {self.radius} and --diagonal {self.diagonal}; the cameras must be outside the object: "
-                "both positive, and the radius more than half the diagonal"
+                f"--radius is {self.radius} and --diagonal {self.diagonal}; the radius must be more than half the "
+                "diagonal, so that the cameras are outside the object"
             )
-        low, high = self.elevation
-        if not -90.0 <= low <= high <= 90.0:
-            raise InputError(f"--elevation is {low} {high}; it must be two rising angles between -90 and 90 degrees")
-        if not 0.0 < self.camera_angle_x < math.pi:
-            raise InputError(f"--camera-angle-x is {self.camera_angle_x}; it must be between 0 and pi")
-        if not self.timeout > 0.0:
-            raise InputError(f"--timeout is {self.timeout}; it must be positive")
-        if not self.meshes.is_dir():
-            raise InputError(f"--meshes {self.meshes} is not a folder")
+        if not -90.0 <= low <= high <= 90.0 or not 0.0 < self.camera_angle_x < math.pi:
+            raise InputError(
+                f"--elevation is {low} {high} and --camera-angle-x {self.camera_angle_x}; give two rising angles from "
+                "-90 to 90 degrees, and one between 0 and pi radians"
+            )
 
     def settings(self) -> dict[str, Any]:
-        """What decides the pictures apart from the mesh, as JSON has it."""
+        """What decides the pictures apart from the mesh, as JSON holds it."""
         values = {key: value for key, value in asdict(self).items() if key not in NOT_IN_THE_PICTURES}
         return json.loads(json.dumps({"format_version": FORMAT, **values}))
 
     def counts(self) -> dict[str, int]:
-        """Views of each split."""
+        """Number of views of each split."""
         return dict(zip(SPLITS, (self.views, self.val_views, self.test_views)))
 
-    def depth_unit(self) -> Optional[float]:
+    def depth_unit(self) -> float | None:
         """Scene units per step of the depth pictures, such that the farthest possible point has the last step."""
         return (self.radius + self.diagonal / 2) / DEPTH_STEPS if self.depth else None
 
 
 class SceneFailed(Exception):
-    """A mesh did not become a scene; the message is the reason, in one line."""
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """One file to render."""
-
-    path: Path
-    name: str
-    """Of the scene's folder."""
-    relative: str
-    """Path within the mesh folder, with slashes."""
-
-
-@dataclass
-class Report:
-    """What happened to the meshes of one run."""
-
-    rendered: int = 0
-    found: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    """Reason for each relative path."""
-    views: int = 0
-    seconds: float = 0.0
-    """Spent in all processes on the views counted above."""
-
-    def __str__(self) -> str:
-        text = f"Scenes: {self.rendered} rendered, {self.found} there already, {len(self.failed)} failed"
-        return f"{text}; {self.seconds / self.views:.2f} s a view in each process" if self.views else text
-
-
-# --- Meshes ---
-
-
-def find_meshes(folder: Path) -> list[Mesh]:
-    """All meshes of a folder and its subfolders, sorted by path; hidden files and folders are left alone.
-
-    Raises:
-        InputError: there is none.
-    """
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
-    if not paths:
-        raise InputError(f"there is no GLB, glTF or OBJ file in {folder} or below it")
-    relatives = [path.relative_to(folder).as_posix() for path in paths]
-    return [Mesh(path, name, relative) for path, name, relative in zip(paths, scene_names(relatives), relatives)]
-
-
-def scene_names(relatives: Sequence[str]) -> list[str]:
-    """A folder name for each mesh, from its path: the stem, and more of the path where others have the same.
-
-    The names differ even on file systems that ignore case.
-    """
-    choices = []
-    for relative in relatives:
-        stem, _, suffix = relative.rpartition(".")
-        folders = stem.replace("/", "-")
-        digest = hashlib.sha256(relative.encode()).hexdigest()[:12]
-        choices.append((stem.rpartition("/")[2], folders, f"{folders}-{suffix}", f"{folders}-{suffix}-{digest}"))
-    names = [choice[0] for choice in choices]
-    for level in range(1, 4):
-        count = Counter(name.casefold() for name in names)
-        names = [choice[level] if count[name.casefold()] > 1 else name for name, choice in zip(names, choices)]
-    return names
-
-
-def mesh_hash(path: Path) -> str:
-    """SHA-256 of a mesh and of the files that it names: buffers, materials, textures (those that are there).
-
-    Raises:
-        OSError: the mesh cannot be read.
-    """
-    content = path.read_bytes()
-    digest = hashlib.sha256(content)
-    for companion in _companions(path, content):
-        if companion.is_file():
-            digest.update(hashlib.sha256(companion.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _companions(path: Path, content: bytes) -> list[Path]:
-    if path.suffix.lower() == ".gltf":
-        try:
-            document = json.loads(content)
-            uris = [entry.get("uri", "data:") for key in ("buffers", "images") for entry in document.get(key, [])]
-            return [path.parent / uri for uri in uris if not uri.startswith("data:")]
-        except (ValueError, AttributeError, TypeError):
-            return []  # Blender will say what is wrong with it
-    if path.suffix.lower() == ".obj":
-        libraries = [path.parent / name for name in _obj_values(content, "mtllib")]
-        found = [library for library in libraries if library.is_file()]
-        return libraries + [path.parent / name for file in found for name in _obj_values(file.read_bytes(), "map_")]
-    return []
-
-
-def _obj_values(content: bytes, keyword: str) -> list[str]:
-    """The last word of each line of an OBJ or MTL file that begins with `keyword`."""
-    lines = (line.split() for line in content.decode("utf-8", "replace").splitlines() if line.startswith(keyword))
-    return [words[-1] for words in lines if len(words) > 1]
+    """A mesh did not become a scene; the message is the reason."""
 
 
 # --- Cameras ---
@@ -269,7 +153,7 @@ def sphere_cameras(count: int, radius: float, elevation: tuple[float, float], rn
 
     Args:
         count: n.
-        radius: of the sphere.
+        radius: of the sphere, scene units.
         elevation: degrees of the zone's lower and upper edge.
         rng: two numbers are drawn.
 
@@ -292,30 +176,23 @@ def sphere_cameras(count: int, radius: float, elevation: tuple[float, float], rn
 
 
 def scene_seed(seed: int, mesh_sha256: str) -> int:
-    """The seed of one scene, in [0, 2^31): from what the mesh is, not from where it lies."""
+    """The seed of one scene, in [0, 2^31): from the mesh's content, not from its path."""
     return int(hashlib.sha256(f"{seed} {mesh_sha256}".encode()).hexdigest()[:8], 16) % 2**31
 
 
-def scene_views(config: RenderObjects, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """The views of each split, as `blender_worker.py` takes them."""
-    views = {}
+def scene_poses(config: RenderObjects, seed: int) -> dict[str, dict[str, list[list[float]]]]:
+    """For each split, the camera-to-world matrix of each view by the view's name, such as `train/r_000`."""
+    poses = {}
     for index, (split, count) in enumerate(config.counts().items()):
-        poses = sphere_cameras(count, config.radius, config.elevation, np.random.default_rng([seed, index]))
-        views[split] = [
-            {
-                "image": f"{split}/r_{i:03d}",
-                "depth": f"depth/{split}/r_{i:03d}" if config.depth else None,
-                "pose": pose.tolist(),
-            }
-            for i, pose in enumerate(poses)
-        ]
-    return views
+        matrices = sphere_cameras(count, config.radius, config.elevation, np.random.default_rng([seed, index]))
+        poses[split] = {f"{split}/r_{i:03d}": matrix.tolist() for i, matrix in enumerate(matrices)}
+    return poses
 
 
-def transforms(config: RenderObjects, views: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of a transforms file."""
+def transforms(config: RenderObjects, poses: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """The content of a split's transforms file."""
     meta: dict[str, Any] = {"camera_angle_x": config.camera_angle_x}
-    if config.format != "png":  # paths have no suffix and readers take .png for granted
+    if config.format != "png":  # paths have no suffix, and readers expect .png
         meta["image_suffix"] = f".{config.format}"
     if config.depth:
         meta["depth"] = (
@@ -323,367 +200,200 @@ def transforms(config: RenderObjects, views: list[dict[str, Any]]) -> dict[str, 
             "pixel's centre, in scene units; 0: no surface"
         )
         meta["depth_unit_scale_factor"] = config.depth_unit()
-    meta["frames"] = []
-    for view in views:
-        frame = {"file_path": f"./{view['image']}", "transform_matrix": view["pose"]}
-        if view["depth"] is not None:
-            frame["depth_file_path"] = f"./{view['depth']}.png"
-        meta["frames"].append(frame)
+    meta["frames"] = [
+        {"file_path": f"./{name}", "transform_matrix": pose}
+        | ({"depth_file_path": f"./depth/{name}.png"} if config.depth else {})
+        for name, pose in poses.items()
+    ]
     return meta
 
 
-# --- What is there already ---
+# --- One scene ---
 
 
-def is_rendered(mesh: Mesh, config: RenderObjects) -> bool:
-    """Whether a mesh's scene is there, whole, and made with these settings.
+def is_rendered(name: str, mesh: Path, config: RenderObjects) -> bool:
+    """Whether the scene `name` of a mesh is complete and made with these settings.
 
     Raises:
         InputError: its folder holds something else and may not be replaced.
-        OSError: the mesh cannot be read.
     """
-    folder = config.output_dir / mesh.name
+    folder = config.output_dir / name
     if not folder.exists():
         return False
     try:
         sidecar = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
-        made_with, made_from = dict(sidecar["settings"]), sidecar["mesh_sha256"]
+        other, made_from = differing(sidecar["settings"], config.settings()), sidecar["mesh_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder} is no scene of igae-render-objects (it has no readable {SIDECAR}); "
+            f"{folder} is no scene of igae render-objects (it has no readable {SIDECAR}); "
             "move it away or choose another --output-dir"
         ) from error
-    difference = _difference(made_with, config.settings())
-    if not difference and made_from != mesh_hash(mesh.path):
-        difference = f"another version of {mesh.relative}"
-    if difference and not config.overwrite:
+    if made_from != mesh_hash(mesh):
+        other.append("mesh file")
+    if other and not config.overwrite:
         raise InputError(
-            f"{folder} was rendered from or with {difference}; give --overwrite to render such scenes again, "
+            f"{folder} was rendered with another {', '.join(other)}; give --overwrite to render such scenes again, "
             "or choose another --output-dir"
         )
-    return not difference and _is_whole(folder, config)
+    views = [view for split in scene_poses(config, 0).values() for view in split]
+    files = [f"{view}.{config.format}" for view in views] + [f"depth/{view}.png" for view in views if config.depth]
+    return not other and all((folder / file).is_file() for file in files)
 
 
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The settings that a scene was made with, where they differ from those now."""
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return ", ".join(f"{key.replace('_', '-')} {before.get(key)} (now {now.get(key)})" for key in keys)
-
-
-def _is_whole(folder: Path, config: RenderObjects) -> bool:
-    """Whether all of a scene's files are there."""
-    for split, count in config.counts().items():
-        folders = [(folder / split, config.format)] + [(folder / "depth" / split, "png")] * config.depth
-        for place, suffix in folders:
-            files = set(os.listdir(place)) if place.is_dir() else set()
-            if not {f"r_{i:03d}.{suffix}" for i in range(count)} <= files:
-                return False
-        if not (folder / f"transforms_{split}.json").is_file():
-            return False
-    return True
-
-
-@contextmanager
-def output_folder(folder: Path) -> Iterator[None]:
-    """The folder for this process alone, without what a killed run left unfinished.
-
-    Raises:
-        InputError: it cannot be made or written, or another process renders into it.
-    """
-    with job_folder(folder, "igae-render-objects"):
-        for left in folder.glob(f".*{PARTIAL}"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
-
-
-# --- Rendering ---
-
-
-class Workers:
-    """Starts Blender processes, listens to them, and can stop them all from another thread."""
-
-    def __init__(self, timeout: float) -> None:
-        """`timeout`: seconds without an event after which a process is killed."""
-        self.timeout = timeout
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen] = set()
-        self._stopped = False
-
-    def run(self, job: Optional[dict[str, Any]], on_view: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """One job in a process of its own, whose format and events `blender_worker.py` states.
-
-        Returns:
-            The last event.
-
-        Raises:
-            SceneFailed: the worker says so, crashes, or falls silent.
-        """
-        with tempfile.TemporaryFile() as log, self._start(job, log) as process:
-            expired = threading.Event()
-
-            def kill() -> None:
-                expired.set()
-                process.kill()
-
-            assert process.stdout is not None
-            last: dict[str, Any] = {}
-            watchdog = threading.Timer(self.timeout, kill)
-            watchdog.start()
-            try:
-                for line in process.stdout:
-                    watchdog.cancel()
-                    try:
-                        last = json.loads(line)
-                    except ValueError:  # it died within the line
-                        last = {}
-                    if last.get("event") == "view":
-                        on_view()
-                    watchdog = threading.Timer(self.timeout, kill)
-                    watchdog.start()
-                code = process.wait()
-            finally:
-                watchdog.cancel()
-                process.kill()
-                with self._lock:
-                    self._running.discard(process)
-            if last.get("event") == "done":
-                return last
-            if last.get("event") == "failed":
-                raise SceneFailed(last["reason"])
-            if expired.is_set():
-                raise SceneFailed(f"Blender was silent for {self.timeout:g} s")
-            raise SceneFailed(_how_it_ended(code, log))
-
-    def _start(self, job: Optional[dict[str, Any]], log: Any) -> subprocess.Popen:
-        with tempfile.TemporaryFile() as request, self._lock:
-            request.write(json.dumps(job).encode())
-            request.seek(0)
-            if self._stopped:
-                raise SceneFailed("stopped")
-            process = subprocess.Popen(
-                WORKER,
-                stdin=request,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                encoding="utf-8",
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # ctrl-C reaches this process only, which then stops them
-            )
-            self._running.add(process)
-            return process
-
-    def stop(self) -> None:
-        """Kill all processes and start none any more."""
-        with self._lock:
-            self._stopped = True
-            for process in self._running:
-                process.kill()
-
-
-def _how_it_ended(code: int, log: Any) -> str:
-    """One line about a process that ended without a word."""
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"Blender crashed ({name})"
-    log.seek(0)
-    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return f"Blender ended with exit status {code}" + (f": {lines[-1]}" if lines else "")
-
-
-def bpy_is_installed() -> bool:
-    """Without importing it: that takes seconds and prints."""
-    return importlib.util.find_spec("bpy") is not None
-
-
-def check_blender(workers: Workers) -> None:
-    """Raise `InputError` unless `bpy` is installed and starts."""
-    if not bpy_is_installed():
-        raise InputError(
-            "bpy, Blender as a Python package, is not installed: pip install 'igae-nerfstudio[render]' "
-            f"under Python 3.11 (this is {sys.version_info.major}.{sys.version_info.minor})"
-        )
-    try:
-        workers.run(None)
-    except SceneFailed as error:
-        raise InputError(
-            f"bpy, Blender as a Python package, does not start: {error}; "
-            f"on Debian and Ubuntu it needs: apt-get install {DEBIAN_PACKAGES}"
-        ) from error
-
-
-def render_scene(mesh: Mesh, config: RenderObjects, workers: Workers, on_view: Callable[[], None]) -> float:
-    """Render one mesh into its folder, which appears complete or not at all.
-
-    Returns:
-        Seconds that it took.
+async def render_scene(name: str, mesh: Path, config: RenderObjects, on_view: Callable[[], None]) -> None:
+    """Render one mesh into the folder of its scene.
 
     Raises:
         SceneFailed: with the reason.
+        InputError: Blender cannot be used at all.
     """
-    start = time.monotonic()
-    partial = config.output_dir / f".{mesh.name}.{os.getpid()}{PARTIAL}"
+    unfinished = config.output_dir / f".{name}{UNFINISHED}"
     try:
-        sha256 = mesh_hash(mesh.path)
+        sha256 = mesh_hash(mesh)
         seed = scene_seed(config.seed, sha256)
-        views = scene_views(config, seed)
+        poses = scene_poses(config, seed)
         for split in SPLITS:
-            (partial / split).mkdir(parents=True)
-            if config.depth:
-                (partial / "depth" / split).mkdir(parents=True)
-            _write_json(partial / f"transforms_{split}.json", transforms(config, views[split]))
+            for folder in (unfinished, unfinished / "depth") if config.depth else (unfinished,):
+                (folder / split).mkdir(parents=True)
+            _write_json(unfinished / f"transforms_{split}.json", transforms(config, poses[split]))
         job = {
-            "mesh": str(mesh.path.resolve()),
-            "output_dir": str(partial.resolve()),
-            "size": config.size,
-            "samples": config.samples,
-            "denoise": config.denoise,
+            "mesh": str(mesh.resolve()),
+            "folder": str(unfinished.resolve()),
+            "poses": {view: pose for split in poses.values() for view, pose in split.items()},
             "seed": seed,
-            "camera_angle_x": config.camera_angle_x,
-            "diagonal": config.diagonal,
-            "format": config.format,
             "depth_unit": config.depth_unit(),
-            "views": [view for split in SPLITS for view in views[split]],
+            "settings": config.settings(),
         }
-        done = workers.run(job, on_view)
+        made = await run_worker(job, config.timeout, on_view)
         sidecar = {
-            "mesh": mesh.relative,
+            "mesh": mesh.relative_to(config.meshes).as_posix(),
             "mesh_sha256": sha256,
             "settings": config.settings(),
-            "blender": done["blender"],
+            "blender": made["blender"],
             "normalization": {
                 "formula": "p_scene = scale * (p_mesh - center), p_mesh with z up as Blender imports it",
-                "center": done["center"],
-                "scale": done["scale"],
+                "center": made["center"],
+                "scale": made["scale"],
             },
         }
-        _write_json(partial / SIDECAR, sidecar)
-        if not _is_whole(partial, config):
-            raise SceneFailed("Blender left pictures out")
-        folder = config.output_dir / mesh.name
-        if folder.exists():
-            shutil.rmtree(folder)  # `is_rendered` has allowed it
-        partial.rename(folder)
-    except OSError as error:
-        raise SceneFailed(f"{error.strerror or error} ({error.filename or mesh.path})") from error
+        _write_json(unfinished / SIDECAR, sidecar)
+        scene = config.output_dir / name
+        if scene.exists():
+            shutil.rmtree(scene)  # `is_rendered` has allowed it
+        unfinished.rename(scene)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return time.monotonic() - start
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+async def run_worker(job: dict[str, Any], timeout: float, on_view: Callable[[], None]) -> dict[str, Any]:
+    """Render one scene in a process of its own; `blender_worker.py` states the format of the job and the answer.
+
+    Args:
+        job: what to render.
+        timeout: seconds without a finished view after which the process is killed.
+        on_view: called after each view.
+
+    Raises:
+        SceneFailed: the worker says so, crashes, or hangs.
+        InputError: Blender cannot be imported.
+    """
+    pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = await asyncio.create_subprocess_exec(*WORKER, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
+    assert process.stdin is not None and process.stdout is not None
+    answer: dict[str, Any] = {}
+    try:
+        process.stdin.write(json.dumps(job).encode())
+        process.stdin.close()
+        while line := await asyncio.wait_for(process.stdout.readline(), timeout):
+            answer = json.loads(line)
+            if not answer:
+                on_view()
+        code = await process.wait()
+    except asyncio.TimeoutError:
+        raise SceneFailed(f"Blender finished no view for {timeout:g} s") from None
+    finally:  # also when the command is stopped
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if "no_blender" in answer:
+        raise InputError(
+            f"bpy, Blender as a Python package, cannot be imported ({answer['no_blender']}); it needs Python 3.11 "
+            f"and igae-nerfstudio with its extra `render`; on Debian and Ubuntu also: apt-get install {DEBIAN_PACKAGES}"
+        )
+    if "error" in answer:
+        raise SceneFailed(answer["error"])
+    if not answer:
+        raise SceneFailed(f"Blender crashed ({signal.Signals(-code).name if code < 0 else f'exit status {code}'})")
+    return answer
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def render_all(config: RenderObjects) -> Report:
+# --- All scenes ---
+
+
+def render_all(config: RenderObjects) -> None:
     """Render what is not there yet.
 
     Raises:
-        InputError: the input cannot be used; nothing has been rendered then.
-        KeyboardInterrupt: no half scene is left.
+        InputError: the input cannot be used, or no mesh at all became a scene.
+        KeyboardInterrupt: ctrl-C; finished scenes stay.
     """
     config.check()
-    meshes = find_meshes(config.meshes)
+    meshes = list(find_meshes(config.meshes).items())
     if config.limit is not None:
         random.Random(config.seed).shuffle(meshes)
         meshes = meshes[: config.limit]
-    report = Report()
-    with output_folder(config.output_dir):
-        pending = []
-        for mesh in meshes:
-            try:
-                if is_rendered(mesh, config):
-                    report.found += 1
-                else:
-                    pending.append(mesh)
-            except OSError as error:
-                report.failed[mesh.relative] = f"cannot be read: {error.strerror or error}"
-        if pending:
-            workers = Workers(config.timeout)
-            check_blender(workers)
-            _render(pending, config, workers, report)
-    return report
-
-
-def _render(pending: Sequence[Mesh], config: RenderObjects, workers: Workers, report: Report) -> None:
-    """Render meshes side by side, with a progress bar over the views, and add to the report."""
-    views = sum(config.counts().values())
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("views"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    # A log gets a line per scene in the place of the bar.
-    progress = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal, speed_estimate_period=300)
-    task = progress.add_task(f"0 of {len(pending)} scenes", total=views * len(pending))
-    total, seen = views * len(pending), Counter[str]()
-
-    def render(mesh: Mesh) -> float:
-        def on_view() -> None:
-            seen[mesh.name] += 1
-            progress.advance(task)
-
-        return render_scene(mesh, config, workers, on_view)
-
-    with progress, ThreadPoolExecutor(min(config.processes or _cores(), len(pending))) as pool:
-        futures = {pool.submit(render, mesh): mesh for mesh in pending}
+    with job_folder(config.output_dir, "igae render-objects"):
+        for left in config.output_dir.glob(f".*{UNFINISHED}"):  # by a run that was killed
+            shutil.rmtree(left)
+        pending = [(name, mesh) for name, mesh in meshes if not is_rendered(name, mesh, config)]
         try:
-            for number, future in enumerate(as_completed(futures), 1):
-                mesh = futures[future]
+            failed = asyncio.run(_render(pending, config))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped; finished scenes are in {config.output_dir}, and the same command renders the others"
+            ) from None
+    for mesh, reason in sorted(failed.items()):
+        warn(f"failed: {mesh.relative_to(config.meshes).as_posix()}: {reason}")
+    rendered = len(pending) - len(failed)
+    found = len(meshes) - len(pending)
+    log(f"Scenes in {config.output_dir}: {rendered} rendered, {found} there already, {len(failed)} failed")
+    if len(failed) == len(meshes):
+        raise InputError(f"no mesh of {config.meshes} became a scene; the reasons are above")
+
+
+async def _render(pending: Sequence[tuple[str, Path]], config: RenderObjects) -> dict[Path, str]:
+    """Render meshes, by the names of their scenes, side by side; returns the reason of each that failed."""
+    views = sum(config.counts().values())
+    failed: dict[Path, str] = {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    slots = asyncio.Semaphore(config.processes or cores or 1)
+    columns = (TextColumn("Views"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        task = progress.add_task("", total=views * len(pending))
+
+        async def render(name: str, mesh: Path) -> None:
+            async with slots:
+                start = time.monotonic()
                 try:
-                    seconds = future.result()
-                    report.rendered += 1
-                    report.views += views
-                    report.seconds += seconds
-                    outcome = f"{views} views in {seconds:.1f} s"
-                except SceneFailed as error:
-                    report.failed[mesh.relative] = str(error)
-                    total -= views
-                    progress.update(task, total=total, advance=-seen[mesh.name])
-                    outcome = f"failed: {error}"
-                progress.update(task, description=f"{number} of {len(pending)} scenes")
-                if not CONSOLE.is_terminal:
-                    log(f"{number} of {len(pending)}, {mesh.name}: {outcome}")
-        except BaseException:
-            workers.stop()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+                    await render_scene(name, mesh, config, lambda: progress.advance(task))
+                    log(f"{name}: {views} views in {time.monotonic() - start:.1f} s")
+                except (SceneFailed, OSError) as error:
+                    failed[mesh] = one_line(error)
+
+        await asyncio.gather(*(render(*scene) for scene in pending))
+    return failed
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """The command.
-
-    Returns:
-        Exit status: 0 when at least one of the scenes asked for is there, 1 when none is.
-
-    Raises:
-        SystemExit: ctrl-C; finished scenes stay.
-    """
-    config = tyro.cli(RenderObjects, args=arguments)
-    start = time.monotonic()
-    try:
-        report = render_all(config)
-    except KeyboardInterrupt:
-        raise stopped(
-            f"while rendering: finished scenes stay in {config.output_dir}; the same command goes on with the others"
-        ) from None
-    for relative, reason in sorted(report.failed.items()):
-        warn(f"failed: {relative}: {reason}")
-    log(f"{report}; {time.monotonic() - start:.0f} s in all, into {config.output_dir}")
-    return 0 if report.rendered + report.found else 1
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """The command."""
+    with reported_in_one_line():
+        render_all(tyro.cli(RenderObjects, args=arguments, prog=prog))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

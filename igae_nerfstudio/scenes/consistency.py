@@ -1,8 +1,10 @@
-"""3D-consistency of latents, measured without a NeRF: do two views have the same latent where they show the same point?
+"""3D consistency of latents, measured without a NeRF: the reprojection error between views with known depth.
 
-With known depth and cameras, the centre of each latent pixel of one view is a point on a surface. Where another view
-sees that point too, its latents are looked up there and compared. Views far apart see a surface from other sides, so
-pairs are limited to an angle between their optical axes.
+It is a warping error with an occlusion mask, as videos' temporal consistency is measured (Lai et al. 2018), with true
+depth and cameras in the place of optical flow: the centre of each latent pixel of one view is a point on a surface,
+and where another view sees that point, its latents are looked up there and compared. Divided by twice the variance of
+the latents it is 1 minus their correlation. Views far apart see a surface from other sides, so pairs are limited to an
+angle between their optical axes.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.scenes.scene_views import ViewCameras, read_scene, read_view, to_images
+from igae_nerfstudio.scenes.cameras import ViewCameras
+from igae_nerfstudio.scenes.scene_folders import read_scene
+from igae_nerfstudio.scenes.scene_views import read_view, to_images
 
 DEPTH_TOLERANCE = 0.02
 """Depths that differ by less, as a share of the depth, are of the same surface."""
@@ -39,46 +43,40 @@ class DepthViews:
 def read_depth_views(
     folder: Path, size: int, split: str = "test", background: Sequence[float] = (1, 1, 1)
 ) -> DepthViews:
-    """Views of a scene that `igae-render-objects --depth` made.
+    """Views of a scene that `igae render-objects --depth` made.
 
     Raises:
         InputError: the scene has no depth, or cannot be read.
     """
     scene = read_scene(folder, split, size)
-    if scene.depth_unit is None:
-        raise InputError(f"scene {folder} has no depth; render it with igae-render-objects --depth")
-    depth = []
-    for file in scene.files:
-        path = folder / "depth" / split / Path(file).with_suffix(".png").name
-        try:
-            with Image.open(path) as image:
-                depth.append(np.asarray(image, dtype=np.float32) * scene.depth_unit)
-        except OSError as error:
-            raise InputError(f"depth {path} cannot be read ({error}); render the scene again") from error
+    depth_files = [folder / "depth" / split / f"{Path(file).stem}.png" for file in scene.files]
+    if scene.depth_unit is None or not all(path.is_file() for path in depth_files):
+        raise InputError(f"scene {folder} has no depth; render it with igae render-objects --depth")
+    steps = np.stack([np.asarray(Image.open(path), dtype=np.float32) for path in depth_files])
     pixels = np.stack([read_view(folder / file, size, background) for file in scene.files])
     poses, intrinsics = (torch.from_numpy(array).float() for array in (scene.poses, scene.intrinsics))
     cameras = ViewCameras(poses, intrinsics, size, size)
-    return DepthViews(to_images(pixels), torch.from_numpy(np.stack(depth)), cameras)
+    return DepthViews(to_images(pixels), torch.from_numpy(steps * scene.depth_unit), cameras)
 
 
 def reprojection_error(features: Tensor, views: DepthViews, max_angle: float = 30.0) -> float:
-    """The mean squared difference between what two views say of one point, against that of two unrelated points.
+    """How much the latents f_i(p) and f_j(p) of one surface point p in two views differ.
 
     Args:
         features: (n, c, h, w) of the views: latents, or anything else with square pixels that divide the picture.
         views: the views.
-        max_angle: of two optical axes, degrees.
+        max_angle: between two optical axes, degrees.
 
     Returns:
         The mean over channels of E |f_i(p) - f_j(p)|^2 / (2 Var f), with the variance over all latent pixels on the
-        object: 0 is the same latents, 1 is no relation. NaN where no point is seen twice.
+        object: 0 is the same latents, 1 is no correlation. NaN where no point is seen twice.
     """
     size, side = views.images.shape[-1], features.shape[-1]
     surface = latent_surface(views, size // side)  # (n, h w, 3), NaN off the object
     axes = -views.cameras.camera_to_world[:, :, 2]
     near = (axes @ axes.T > math.cos(math.radians(max_angle))) & ~torch.eye(len(axes), dtype=torch.bool)
     flat = features.flatten(2).transpose(1, 2)  # (n, h w, c)
-    differences: List[Tensor] = []
+    differences: list[Tensor] = []
     for i, j in near.nonzero().tolist():
         seen, place = visible(surface[j], views, i)
         found = F.grid_sample(features[i : i + 1], place[None, None], align_corners=False, padding_mode="border")

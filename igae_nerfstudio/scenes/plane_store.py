@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import Dict, Sequence, Tuple
+from typing import Sequence
 
 import torch
 from torch import Tensor
 
-from igae_nerfstudio.errors import DiskFull, InputError
-from igae_nerfstudio.files import bytes_text, reserve
+from igae_nerfstudio.errors import InputError
 
 FILES = ("planes", "first_moment", "second_moment")
 
@@ -30,29 +29,19 @@ class PlaneStore:
         shape: (N, 3, F, K, K); what each scene has of its own may have any other shape as well.
         betas: Adam's.
         eps: Adam's.
-
-    Raises:
-        DiskFull: there is no room for the files.
     """
 
     def __init__(
-        self, folder: Path, shape: Tuple[int, ...], betas: Tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
+        self, folder: Path, shape: tuple[int, ...], betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
     ) -> None:
         self.folder, self.shape, self.betas, self.eps = folder, tuple(shape), betas, eps
         folder.mkdir(parents=True, exist_ok=True)
         count = math.prod(shape)
-        self._maps: Dict[str, Tensor] = {}
+        self._maps: dict[str, Tensor] = {}
         for name in FILES:
             path = folder / f"{name}.f32"
-            if not path.exists() or path.stat().st_size != 4 * count:
-                try:
-                    reserve(path, 4 * count)
-                except OSError as error:
-                    raise DiskFull(
-                        f"the Tri-Planes and their optimiser take {bytes_text(12 * count)}, and {folder} has "
-                        f"{bytes_text(shutil.disk_usage(folder).free)} left ({error.strerror or error}); free some "
-                        "space and run the same command again, or choose fewer scenes or smaller planes"
-                    ) from error
+            with path.open("ab") as file:
+                file.truncate(4 * count)
             self._maps[name] = torch.from_file(str(path), shared=True, size=count).view(self.shape)
         self.visits = torch.zeros(shape[0], dtype=torch.int64)
         """How many steps each scene has had (Adam's t)."""

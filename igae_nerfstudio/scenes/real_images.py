@@ -7,26 +7,22 @@ Photos are decoded when they are needed, on threads and a step ahead; none is ke
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.scenes.scene_views import IMAGE_SUFFIXES, UNREADABLE, on_background, to_images
+from igae_nerfstudio.images import composite, read_image
+from igae_nerfstudio.scenes.scene_folders import IMAGE_SUFFIXES
+from igae_nerfstudio.scenes.scene_views import to_images
 
-MIN_SIDE = 16
-"""Smallest usable image side in pixels."""
-WHITE = (1.0, 1.0, 1.0)
+WHITE = np.ones(3)
 REDUCING_GAP = 3.0
 """Pillow shrinks by whole factors first while the rest stays above this; the difference cannot be seen."""
-
-Transform = Callable[[Image.Image], np.ndarray]
 
 
 class RealImages:
@@ -36,19 +32,17 @@ class RealImages:
         train: files that `batch` draws from.
         validation: files of `validation_batch`.
         size: side of the square crops in pixels.
-        prefetch_steps: batches that are decoded ahead.
     """
 
-    def __init__(self, train: list[Path], validation: list[Path], size: int, prefetch_steps: int = 1) -> None:
+    def __init__(self, train: list[Path], validation: list[Path], size: int) -> None:
         self.train = train
         self.validation = validation
         self.size = size
-        self.prefetch_steps = prefetch_steps
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="real-images")
-        self._pending: dict[tuple[int, int, int], list[Future]] = {}
+        self._ahead: dict[tuple[int, int, int], list[Future[np.ndarray]]] = {}
 
     @classmethod
-    def open(cls, folder: Path, size: int, hold_out_every: Optional[int] = 20, prefetch_steps: int = 1) -> RealImages:
+    def open(cls, folder: Path, size: int, hold_out_every: int | None = 20) -> RealImages:
         """List the photos of a folder and its subfolders (jpg, png, webp), sorted by path.
 
         Args:
@@ -56,29 +50,27 @@ class RealImages:
             size: side of the square crops in pixels.
             hold_out_every: every so many photos, from the first, one is kept out of training for validation; None:
                 all are for training.
-            prefetch_steps: batches that are decoded ahead.
 
         Raises:
-            InputError: there is no photo.
+            InputError: there is no photo for training.
         """
-        if not folder.is_dir():
-            raise InputError(f"the folder of real images {folder} does not exist; pass one with photos")
-        if hold_out_every is not None and hold_out_every < 2:
-            raise InputError(f"every real image of {hold_out_every} is to be held out; use 2 or more, or None")
-        paths = []
+        paths: list[Path] = []
         for parent, folders, files in os.walk(folder, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(".")]
             images = [n for n in files if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
             paths += [Path(parent, name) for name in images]
         paths.sort()
-        if not paths:
-            raise InputError(f"there is no real image (jpg, png or webp) in {folder} or below it; pass one with photos")
         validation = [] if hold_out_every is None else paths[::hold_out_every]
         train = paths if hold_out_every is None else [p for i, p in enumerate(paths) if i % hold_out_every]
-        return cls(train, validation, size, prefetch_steps)
+        if not train:
+            raise InputError(
+                f"{folder} has {len(paths)} real images (jpg, png or webp), {len(validation)} of them held out for "
+                "validation; pass a folder with more photos"
+            )
+        return cls(train, validation, size)
 
     def batch(self, step: int, count: int, seed: int) -> Tensor:
-        """The crops of one step; those of the next steps are then decoded in the background.
+        """The crops of one step; those of the next step are then decoded in the background.
 
         The photos come in a random order, each once, then in another. A crop is a square at a random place, its side
         the photo's shorter side half of the time, as in validation, and else log-uniform between `size` and that
@@ -93,23 +85,14 @@ class RealImages:
             (n, 3, size, size) in [0, 1], float32 on the CPU, with channels last in memory.
 
         Raises:
-            InputError: there are fewer photos than `count`, or one of them cannot be used.
+            InputError: a photo cannot be read.
         """
-        if count > len(self.train):
-            raise InputError(
-                f"fewer real images ({len(self.train)}) than a batch ({count}); add photos to the folder or make the "
-                "batch smaller"
-            )
-        wanted = [(seed, ahead, count) for ahead in range(step, step + 1 + self.prefetch_steps)]
-        for key in [key for key in self._pending if key not in wanted]:
-            for future in self._pending.pop(key):
-                future.cancel()
-        for key in wanted:
-            if key not in self._pending:
-                self._pending[key] = self._start(*key)
-        return to_images(np.stack([future.result() for future in self._pending.pop(wanted[0])]))
+        now, after = (seed, step, count), (seed, step + 1, count)
+        crops = self._ahead.get(now) or self._start(*now)
+        self._ahead = {after: self._ahead.get(after) or self._start(*after)}
+        return to_images(np.stack([crop.result() for crop in crops]))
 
-    def _start(self, seed: int, step: int, count: int) -> list[Future]:
+    def _start(self, seed: int, step: int, count: int) -> list[Future[np.ndarray]]:
         """Decode a batch in the background: positions step * count and on of an endless sequence of crops."""
         futures = []
         for position in range(step * count, (step + 1) * count):
@@ -118,7 +101,7 @@ class RealImages:
             futures.append(self._pool.submit(random_crop, path, self.size, (1, seed, position)))
         return futures
 
-    def validation_batch(self, limit: Optional[int] = None) -> Tensor:
+    def validation_batch(self, limit: int | None = None) -> Tensor:
         """The centre squares of the photos held out, shrunk with a Lanczos filter.
 
         Args:
@@ -128,20 +111,13 @@ class RealImages:
             (n, 3, size, size) in [0, 1], float32 on the CPU, with channels last in memory.
 
         Raises:
-            InputError: a photo cannot be used.
+            InputError: a photo cannot be read.
         """
         paths = self.validation
         if limit is not None and limit < len(paths):
             paths = [paths[i * len(paths) // limit] for i in range(limit)]
-        pixels = np.zeros((len(paths), self.size, self.size, 3), np.uint8)
-        for i, crop in enumerate(self._pool.map(lambda path: centre_crop(path, self.size), paths)):
-            pixels[i] = crop
-        return to_images(pixels)
-
-    def close(self) -> None:
-        """Stop decoding ahead."""
-        self._pending.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        crops = list(self._pool.map(lambda path: centre_crop(path, self.size), paths))
+        return to_images(np.stack(crops) if crops else np.zeros((0, self.size, self.size, 3), np.uint8))
 
 
 @lru_cache(maxsize=4)
@@ -154,55 +130,40 @@ def random_crop(path: Path, size: int, seed: tuple[int, ...]) -> np.ndarray:
     """One training crop (size, size, 3), uint8, as `RealImages.batch` describes.
 
     Raises:
-        InputError: the photo cannot be used.
+        InputError: the photo cannot be read.
     """
     scale, x, y, mirror = np.random.default_rng(seed).random(4)
+    full = np.array(_size(path))
+    shorter = int(full.min())
+    side = size * (shorter / size) ** min(1.0, 2 * scale) if shorter > size else float(shorter)
+    corner = np.array((x, y)) * (full - side)
+    width, height = np.ceil(full * size / side).astype(int).tolist()
+    image = Image.fromarray(composite(read_image(path, at_least=(width, height)), WHITE))
+    decoded = image.size / full
+    box = (*(decoded * corner), *np.minimum(decoded * (corner + side), image.size))
+    small = image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
+    pixels = np.asarray(small)
+    return pixels[:, ::-1] if mirror < 0.5 else pixels
 
-    def crop(image: Image.Image) -> np.ndarray:
-        full = np.array(image.size)
-        shorter = int(full.min())
-        side = size * (shorter / size) ** min(1.0, 2 * scale) if shorter > size else float(shorter)
-        corner = np.array((x, y)) * (full - side)
-        # A JPEG is decoded at a half, a quarter or an eighth of its size where the crop is shrunk by more than that.
-        image.draft(None, tuple(np.ceil(full * size / side).astype(int).tolist()))
-        image.load()
-        decoded = image.size / full
-        box = (*(decoded * corner), *np.minimum(decoded * (corner + side), image.size))
-        if image.mode != "RGB" or "transparency" in image.info:
-            image = Image.fromarray(on_background(image, WHITE))
-        small = image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
-        pixels = np.asarray(small)
-        return pixels[:, ::-1] if mirror < 0.5 else pixels
 
-    return _decode(path, crop)
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height of a photo, from its first bytes."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError):
+        height, width = read_image(path).shape[:2]  # which says what is wrong with the file
+        return width, height
 
 
 def centre_crop(path: Path, size: int) -> np.ndarray:
     """The centre square of a photo, (size, size, 3), uint8.
 
     Raises:
-        InputError: the photo cannot be used.
+        InputError: the photo cannot be read.
     """
-
-    def crop(image: Image.Image) -> np.ndarray:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = Image.fromarray(on_background(image.crop((left, top, left + side, top + side)), WHITE))
-        return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
-
-    return _decode(path, crop)
-
-
-def _decode(path: Path, transform: Transform) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if min(image.size) < MIN_SIDE:
-                raise InputError(
-                    f"real image {path} has {image.width} x {image.height} pixels; take it out of the folder, both "
-                    f"sides must have {MIN_SIDE} or more"
-                )
-            return transform(image)
-    except UNREADABLE as error:
-        raise InputError(
-            f"real image {path} cannot be read ({error}); restore it or take it out of the folder"
-        ) from error
+    image = Image.fromarray(composite(read_image(path), WHITE))
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import List, Sequence, Tuple
+from typing import Sequence
 
 import torch
 
@@ -16,7 +16,7 @@ class ViewGroup:
     """Views of one scene in one step."""
 
     scene: int
-    views: Tuple[int, ...]
+    views: tuple[int, ...]
 
 
 class ViewSchedule:
@@ -40,9 +40,9 @@ class ViewSchedule:
         self.steps_per_epoch = -(-groups // self.groups_per_batch)
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
-    def _make_epoch(self, epoch: int) -> List[ViewGroup]:
+    def _make_epoch(self, epoch: int) -> list[ViewGroup]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        groups: List[ViewGroup] = []
+        groups: list[ViewGroup] = []
         for scene, count in enumerate(self.counts):
             order = torch.randperm(count, generator=generator).tolist()
             size = self.views_per_scene
@@ -52,7 +52,7 @@ class ViewSchedule:
         missing = self.steps_per_epoch * self.groups_per_batch - len(shuffled)
         return shuffled + [shuffled[i % len(shuffled)] for i in range(missing)]
 
-    def groups(self, step: int, rank: int = 0, world: int = 1) -> List[ViewGroup]:
+    def groups(self, step: int, rank: int = 0, world: int = 1) -> list[ViewGroup]:
         """The groups of a step that process `rank` of `world` works on; equally many for each process.
 
         Raises:

@@ -12,8 +12,8 @@ import torch
 from conftest import look_at_origin, write_blender_scene
 
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.scenes.cameras import ViewCameras
 from igae_nerfstudio.scenes.consistency import DepthViews, latent_surface, read_depth_views, reprojection_error, visible
-from igae_nerfstudio.scenes.scene_views import ViewCameras
 
 SIZE, FOCAL = 64, 80.0
 
@@ -61,10 +61,19 @@ def test_fields_of_space_agree_and_noise_does_not(ground: DepthViews) -> None:
 
 def test_scenes_without_depth_are_named(tmp_path: Path) -> None:
     write_blender_scene(tmp_path / "scene")
-    with pytest.raises(InputError, match="no depth.*--depth"):
-        read_depth_views(tmp_path / "scene", 32, "train")
     path = tmp_path / "scene" / "transforms_train.json"
-    meta = json.loads(path.read_text())
-    path.write_text(json.dumps({**meta, "depth_unit_scale_factor": 1e-4}))
-    with pytest.raises(InputError, match="depth .* cannot be read"):
-        read_depth_views(tmp_path / "scene", 32, "train")
+    for unit in ({}, {"depth_unit_scale_factor": 1e-4}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **unit}))
+        with pytest.raises(InputError, match="no depth.*--depth"):
+            read_depth_views(tmp_path / "scene", 32, "train")
+
+
+def test_the_error_is_one_minus_the_correlation(ground: DepthViews) -> None:
+    """Latents that are a field of space plus noise of the same variance in every view: their correlation is a half."""
+    generator = torch.Generator().manual_seed(0)
+    points = latent_surface(ground, 1).view(-1, SIZE, SIZE, 3)
+    field = torch.sin(3 * points[..., :1]).permute(0, 3, 1, 2)
+    noise = field.std() * torch.randn(field.shape, generator=generator)
+    views = DepthViews(ground.images, ground.depth, ground.cameras)
+    # Looking noise up between pixels smooths it to four ninths of its variance: (4/9 + 1) / 2 / (1 + 1).
+    assert reprojection_error(field + noise, views) == pytest.approx(13 / 36, abs=0.04)
