@@ -1,16 +1,17 @@
 """Instant-NGP (Mueller et al. 2022), on CUDA and on the CPU, in RGB and with a latent head.
 
-    MarchedNGP          Nerfstudio's own model, which trains on machines without CUDA too
-    RGBInstantNGP       its field as Nerfstudio means it, evaluated faster
+    MarchedNGP          Nerfstudio's model, which trains on machines without CUDA too
+    RGBInstantNGP       the same with a field that is evaluated faster
     LatentInstantNGP    rendering latents
 
-On CUDA, nerfacc's compiled kernels march the occupancy grid and tinycudann evaluates the field where it can be
-imported. Everywhere else `rendering/occupancy_marching.py` marches the same grid in plain torch.
+On CUDA, nerfacc's compiled kernels march the occupancy grid and tinycudann evaluates the field where they can be
+had. Everywhere else `rendering/occupancy_marching.py` marches the same grid in plain torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,11 +24,22 @@ from nerfstudio.model_components.ray_samplers import VolumetricSampler
 from nerfstudio.models.instant_ngp import InstantNGPModelConfig, NGPModel
 from torch import Tensor
 
-from igae_nerfstudio.console import log
+from igae_nerfstudio.console import log, warn
+from igae_nerfstudio.errors import one_line
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda, linear_head
 from igae_nerfstudio.rendering.hash_encoding import use_fast_hash_encoding
-from igae_nerfstudio.rendering.nerfacc_kernels import kernels_work
 from igae_nerfstudio.rendering.occupancy_marching import march_occupancy_grid, render_weights
+
+
+@cache
+def kernels_work() -> bool:
+    """Whether nerfacc's CUDA kernels can be had; where nvcc is, it compiles them at their first use, for minutes."""
+    try:
+        from nerfacc.cuda._backend import _C
+    except Exception as error:  # of ninja, the compiler, the linker or the loader
+        warn(f"nerfacc's CUDA kernels cannot be compiled; plain torch marches instead ({one_line(error)[:200]})")
+        return False
+    return _C is not None
 
 
 @dataclass
@@ -46,6 +58,7 @@ class MarchedNGP(NGPModel):
         self.compiled = built_for_cuda(self) and kernels_work()
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
+        """`rgb` (R, c), `accumulation` (R, 1), `depth` (R, 1) and `num_samples_per_ray` (R,) of R rays."""
         return super().get_outputs(ray_bundle) if self.compiled else self._march(ray_bundle)
 
     def _march(self, ray_bundle: RayBundle) -> dict[str, Any]:
@@ -85,8 +98,8 @@ class MarchedNGP(NGPModel):
             cone_angle=self.config.cone_angle,
             alpha_thre=self.config.alpha_thre,
             stratified=self.training,
-            nears=None if nears is None else nears.flatten(),
-            fars=None if fars is None else fars.flatten(),
+            nears=nears,
+            fars=fars,
         )
         index, starts, ends = marched.ray_indices, marched.t_starts, marched.t_ends
         if len(index) == 0:  # one sample of no length, so that losses keep a gradient
@@ -104,7 +117,7 @@ class RGBInstantNGPConfig(MarchedNGPConfig):
 
 
 class RGBInstantNGP(MarchedNGP):
-    """Nerfstudio's model, whose hash encoding in plain torch is several times faster.
+    """Nerfstudio's model, with a hash encoding that is several times faster in plain torch.
 
     Nerfstudio 1.1.5 gives the field an appearance embedding when `use_appearance_embedding` is off, and none when it
     is on; here the setting means what it says.
@@ -125,7 +138,7 @@ class RGBInstantNGP(MarchedNGP):
         )
         use_fast_hash_encoding(self.field)
         self.sampler = VolumetricSampler(self.occupancy_grid, self.field.density_fn)
-        network = "tinycudann" if self.field.mlp_head.tcnn_encoding is not None else "torch"
+        network = "torch" if self.field.mlp_head.tcnn_encoding is None else "tinycudann"
         marching = "nerfacc's CUDA kernels" if self.compiled else "plain torch"
         log(f"Instant-NGP: occupancy grid marched by {marching}, field evaluated by {network}")
 

@@ -1,16 +1,14 @@
-"""K-Planes for static scenes on Nerfstudio's own components.
+"""K-Planes (Fridovich-Keil et al. 2023, arXiv 2301.10241) of a static scene, on Nerfstudio's own components.
 
-Fridovich-Keil, Meanti, Warburg, Recht, Kanazawa: "K-Planes: Explicit Radiance Fields in Space, Time, and
-Appearance", CVPR 2023, arXiv 2301.10241. This is the hybrid variant (small MLP decoders) with the three
-planes xy, xz, yz of a static scene. The pieces and where they come from:
+This is the hybrid variant (small MLP decoders) with the planes xy, xz, yz. The pieces and where they come from:
 
 - plane features, product over the planes (eq. 1, 2): Nerfstudio's `KPlanesEncoding`;
 - several scales, concatenated: `KPlanesField`;
 - total variation of the planes (eq. 3): `plane_total_variation`;
 - proposal sampling, interlevel and distortion losses: mip-NeRF 360 (arXiv 2111.12077) as in Nerfstudio.
 
-The model is built like Nerfstudio's nerfacto (`field`, `proposal_networks`, `proposal_sampler`, `renderer_rgb`,
-...), so code that adapts nerfacto adapts this model too. Lengths are in scene units, after the dataparser's scaling.
+The model is built like nerfacto, so code that adapts nerfacto adapts it too. Lengths are in scene units, after the
+dataparser's scaling; F is the features of a scale, G those that the density net hands to the colour net.
 """
 
 from __future__ import annotations
@@ -43,19 +41,10 @@ from igae_nerfstudio.rendering.total_variation import mean_squared_variation
 
 
 def plane_total_variation(planes: Iterable[Tensor]) -> Tensor:
-    """Squared total variation of feature planes (K-Planes eq. 3), averaged over everything it is summed over.
+    """Squared total variation (K-Planes eq. 3) of planes, each (F, H, W) with H, W >= 2: the mean over all of them.
 
-    For one plane P: `mean((P[c, i+1, j] - P[c, i, j])^2) + mean((P[c, i, j+1] - P[c, i, j])^2)`; then the mean over
-    the planes, every plane (of any scale) with the same weight.
-
-    The paper sums over the features c where this takes the mean, so its values are F times larger; the authors'
-    published code takes the mean over features and half of the sum of the two axes, so its values are half of these.
-
-    Args:
-        planes: at least one, each (F, H, W) with H, W >= 2.
-
-    Returns:
-        Scalar >= 0, squared feature units.
+    The paper sums over the features where this takes the mean, so its values are F times larger; the authors'
+    published code halves the sum of the two axes, so its values are half of these.
     """
     return torch.stack([mean_squared_variation(plane) for plane in planes]).mean()
 
@@ -63,15 +52,10 @@ def plane_total_variation(planes: Iterable[Tensor]) -> Tensor:
 def to_grid_coordinates(
     positions: Tensor, aabb: Tensor, spatial_distortion: SpatialDistortion | None = None
 ) -> tuple[Tensor, Tensor]:
-    """World positions to the [-1, 1] coordinates that `KPlanesEncoding` expects.
+    """World positions (..., 3) to the [-1, 1]^3 that `KPlanesEncoding` expects.
 
-    Without a distortion the box is mapped to [-1, 1]^3. With `SceneContraction(order=inf)`, whose range is [-2, 2]^3
+    Without a distortion the box (2, 3) is mapped there. With `SceneContraction(order=inf)`, whose range is [-2, 2]^3
     (mip-NeRF 360 eq. 10 with the max norm), all of space lands inside, whatever the box.
-
-    Args:
-        positions: (..., 3), scene units.
-        aabb: (2, 3), box corners [min, max], scene units.
-        spatial_distortion: contraction with range [-2, 2]^3, or None.
 
     Returns:
         Coordinates (..., 3), float32, and whether they are in [-1, 1]^3, faces included, (..., 1) bool.
@@ -111,14 +95,7 @@ class _PlaneField(Field):
         return [plane for grid in self.grids() for plane in grid.plane_coefs]
 
     def plane_features(self, coordinates: Tensor) -> Tensor:
-        """Product of the three plane features (eq. 1, 2), the scales concatenated.
-
-        Args:
-            coordinates: (n, 3) in [-1, 1]; beyond, the border's features hold.
-
-        Returns:
-            (n, F * scales), unbounded.
-        """
+        """Products of three plane features (eq. 1, 2), scales concatenated: (n, 3) in [-1, 1] to (n, F * scales)."""
         return torch.cat([grid(coordinates) for grid in self.grids()], dim=-1)
 
     def get_density(self, ray_samples: RaySamples) -> tuple[Tensor, Tensor]:
@@ -137,15 +114,8 @@ class _PlaneField(Field):
 
 
 def _mlp(in_dim: int, num_layers: int, layer_width: int, out_dim: int, out_activation: nn.Module | None = None) -> MLP:
-    return MLP(
-        in_dim,
-        num_layers,
-        layer_width,
-        out_dim,
-        activation=nn.ReLU(),
-        out_activation=out_activation,
-        implementation="torch",
-    )
+    sizes: dict[str, Any] = {"in_dim": in_dim, "num_layers": num_layers, "layer_width": layer_width, "out_dim": out_dim}
+    return MLP(**sizes, activation=nn.ReLU(), out_activation=out_activation, implementation="torch")
 
 
 class KPlanesField(_PlaneField):
@@ -203,15 +173,13 @@ class KPlanesModelConfig(ModelConfig):
 
     _target: type = field(default_factory=lambda: KPlanesModel)
     bounded: bool = True
-    """True: the scene is inside the scene box (rays clipped to it, first samples uniform in depth). False:
-    all of space, contracted (SceneContraction, max norm), rays from near_plane to far_plane, first samples
-    piecewise."""
+    """True: the scene is inside the scene box (rays clipped to it, first samples uniform in depth). False: all of
+    space, contracted, rays from near_plane to far_plane, first samples piecewise."""
     near_plane: float = 0.05
-    """Distance along the ray where sampling starts, >= 0 (scene units). With bounded=True Nerfstudio's box
-    collider applies it in training only; in evaluation rays start at the box, or at the camera if it is
-    inside."""
+    """Distance along the ray where sampling starts, >= 0. With bounded=True Nerfstudio's box collider applies it in
+    training only; in evaluation rays start at the box, or at a camera inside it."""
     far_plane: float = 6.0
-    """Distance along the ray where sampling stops, > near_plane (scene units), with bounded=False."""
+    """Distance along the ray where sampling stops, > near_plane, with bounded=False."""
     background_color: Literal["random", "last_sample", "black", "white"] = "white"
     """Colour behind the volume, as in nerfacto."""
     grid_base_resolution: tuple[int, int, int] = (128, 128, 128)
@@ -229,8 +197,7 @@ class KPlanesModelConfig(ModelConfig):
     num_layers_color: int = 3
     """Linear layers of the colour net, >= 1."""
     proposal_resolutions: tuple[int, ...] = (64, 128)
-    """Grid points per side (cubic) of each proposal network, each >= 2; its length is the number of
-    networks."""
+    """Grid points per side of each proposal network, each >= 2; its length is the number of networks."""
     proposal_feature_dim: int = 8
     """Features of each proposal grid, >= 1."""
     proposal_hidden_dim: int = 64
@@ -242,16 +209,15 @@ class KPlanesModelConfig(ModelConfig):
     use_single_jitter: bool = False
     """One random offset for all samples of a ray (True) or one per sample (False), in training."""
     proposal_update_every: int = 5
-    """Training steps between proposal network updates after the warm-up, >= 1. The planes of the proposal
-    networks get the gradient of their total variation in every step, as in the authors' code."""
+    """Steps between proposal network updates after the warm-up, >= 1; their total variation counts in every step."""
     proposal_warmup: int = 5000
-    """Training steps over which that interval grows from 1 to proposal_update_every, >= 0."""
+    """Steps over which that interval grows from 1, >= 0."""
     use_proposal_weight_anneal: bool = True
     """Anneal the proposal weights at the start of the training (mip-NeRF 360 eq. 18)."""
     proposal_weights_anneal_slope: float = 10.0
     """Slope of the annealing, > 0; larger goes faster to the unchanged weights."""
     proposal_weights_anneal_max_num_iters: int = 1000
-    """Training steps after which the proposal weights are used unchanged, >= 1."""
+    """Steps after which the proposal weights are used unchanged, >= 1."""
     loss_coefficients: dict[str, float] = to_immutable_dict(
         {"rgb_loss": 1.0, "plane_tv": 0.01, "plane_tv_proposal": 1e-4, "interlevel": 1.0, "distortion": 0.01}
     )
@@ -259,23 +225,12 @@ class KPlanesModelConfig(ModelConfig):
 
 
 class KPlanesModel(Model):
-    """K-Planes (arXiv 2301.10241) for static scenes as a Nerfstudio model with the structure of nerfacto.
-
-    Args:
-        config: see `KPlanesModelConfig`.
-        scene_box: with `config.bounded` the only space with density.
-        num_train_data: number of training images; of no concern without an appearance embedding.
-    """
+    """K-Planes as a Nerfstudio model with the structure of nerfacto."""
 
     config: KPlanesModelConfig
     field: KPlanesField
 
     def populate_modules(self) -> None:
-        """Builds everything that is trained or renders.
-
-        Raises:
-            InputError: there are not as many proposal resolutions as sample counts, or none.
-        """
         super().populate_modules()
         config = self.config
         num_proposals = len(config.proposal_resolutions)
@@ -343,12 +298,9 @@ class KPlanesModel(Model):
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], anneal, 1), count]
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        """Renders R rays with nears and fars.
+        """`rgb` (R, c), `accumulation` (R, 1), in [0, 1], and `depth` (R, 1), the median along the ray, of R rays.
 
-        Returns:
-            `rgb` (R, c); `accumulation` (R, 1), the opacity in [0, 1]; `depth` (R, 1), the median along the ray, scene
-            units. In training also `weights_list` and `ray_samples_list`, proposals first; in evaluation also
-            `prop_depth_i`.
+        In training also `weights_list` and `ray_samples_list`, proposals first; in evaluation also `prop_depth_i`.
         """
         ray_samples, weights_list, ray_samples_list = self.proposal_sampler(ray_bundle, density_fns=self.density_fns)
         field_outputs = self.field(ray_samples)
@@ -377,32 +329,19 @@ class KPlanesModel(Model):
             metrics["distortion"] = distortion_loss(outputs["weights_list"], outputs["ray_samples_list"])
         return metrics
 
-    def get_loss_dict(
-        self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Loss terms, each already times its `loss_coefficients` entry.
-
-        Args:
-            outputs: of `get_outputs`.
-            batch: with `image` (R, 3), or (R, 4) with alpha, in [0, 1].
-            metrics_dict: has no effect.
-
-        Returns:
-            `rgb_loss`, the mean squared error; in training also, where its weight is not 0, `interlevel` (mip-NeRF 360
-            eq. 13), `distortion` (its eq. 15), `plane_tv` and `plane_tv_proposal` (K-Planes eq. 3).
-        """
-        weight = self.config.loss_coefficients
+    def get_loss_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict=None) -> dict[str, Tensor]:
+        """`rgb_loss`, the mean squared error, and the regularisers, times their weights."""
         rendered, target = self.renderer_rgb.blend_background_for_loss_computation(
             pred_image=outputs["rgb"],
             pred_accumulation=outputs["accumulation"],
             gt_image=batch["image"].to(self.device),
         )
-        losses = {"rgb_loss": weight["rgb_loss"] * self.rgb_loss(target, rendered)}
-        return {**losses, **self.get_regularizers(outputs, batch)}
+        loss = self.config.loss_coefficients["rgb_loss"] * self.rgb_loss(target, rendered)
+        return {"rgb_loss": loss, **self.get_regularizers(outputs, batch)}
 
     def get_regularizers(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The terms of `get_loss_dict` beside the squared error; none in evaluation."""
-        weight = self.config.loss_coefficients
+        """In training `interlevel` (mip-NeRF 360 eq. 13), `distortion` (its eq. 15), `plane_tv` and `plane_tv_proposal`
+        (K-Planes eq. 3), times their weights; without those whose weight is 0."""
         if not self.training:
             return {}
         along_rays = outputs["weights_list"], outputs["ray_samples_list"]
@@ -415,27 +354,17 @@ class KPlanesModel(Model):
                 plane for network in proposals for plane in network.planes()
             ),
         }
+        weight = self.config.loss_coefficients
         return {name: weight[name] * term() for name, term in terms.items() if weight[name] != 0.0}
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Metrics and pictures of one evaluation image.
-
-        Args:
-            outputs: of one camera, each (H, W, channels).
-            batch: with `image` (H, W, 3), or (H, W, 4) with alpha, in [0, 1].
-
-        Returns:
-            `psnr` (dB), `ssim`, `lpips` (`metrics.ImageMetrics`); and the pictures `img` (photo, render),
-            `accumulation`, `depth` and `prop_depth_i`.
-        """
+        """`psnr` (dB), `ssim` and `lpips` of one evaluation image, and the pictures `img` (photo, render),
+        `accumulation`, `depth` and `prop_depth_i`; all of (H, W, channels)."""
         photo = self.renderer_rgb.blend_background(batch["image"].to(self.device))
         rendered, accumulation = outputs["rgb"].to(self.device), outputs["accumulation"]
-        images = {
-            "img": torch.cat([photo, rendered], dim=1),
-            "accumulation": colormaps.apply_colormap(accumulation),
-        }
+        images = {"img": torch.cat([photo, rendered], dim=1), "accumulation": colormaps.apply_colormap(accumulation)}
         for name in ("depth", *(f"prop_depth_{i}" for i in range(len(self.proposal_networks)))):
             images[name] = colormaps.apply_depth_colormap(outputs[name], accumulation=accumulation)
         return self.image_metrics(rendered, photo), images
