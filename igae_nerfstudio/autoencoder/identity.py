@@ -1,4 +1,4 @@
-"""The autoencoder that does nothing: with it, what learns latent scenes learns plain RGB ones."""
+"""The identity as an autoencoder: with it, a trainer of latent scenes trains RGB scenes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,19 @@ from torch.nn import Parameter
 
 
 class IdentityAutoencoder(nn.Module):
-    """E and D that return what they get, with the methods of `TrainableAutoencoder` and nothing to train."""
+    """E(x) = x and D(z) = z: the methods of `TrainableAutoencoder`, without parameters."""
 
     latent_channels = 3
     downscale = 1
 
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
-        """(B, 3, H, W) as it is."""
-        del sample
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 3, H, W) as it is."""
         return latents
 
     def encode_colour(self, colour: Tensor) -> Tensor:
-        """(3,) as it is."""
         return colour
 
     def parameters_of(self, half: str) -> Iterator[Parameter]:
-        """None."""
-        del half
         return iter(())
