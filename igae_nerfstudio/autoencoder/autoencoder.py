@@ -278,7 +278,9 @@ def _find(config: AutoencoderConfig) -> _Source:
     local = path.exists() or config.name_or_path.startswith((".", "/", "~"))
     name = str(path) if local else config.name_or_path
     if local and not path.exists():
-        raise InputError(f"autoencoder folder {path} does not exist; give an existing one as name_or_path, or `bundled`")
+        raise InputError(
+            f"autoencoder folder {path} does not exist; give an existing one as name_or_path, or `bundled`"
+        )
     subfolder = config.subfolder
     if local and subfolder is None and not (path / "config.json").exists() and (path / "vae").is_dir():
         subfolder = "vae"
