@@ -180,3 +180,7 @@ class LatentInstantNGP(LatentModel, RGBInstantNGP):
 
     def adapt_field(self, latent_channels: int) -> None:
         self.field.mlp_head = linear_head(self.field.mlp_head, latent_channels)
+
+    def get_regularizers(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """None."""
+        return {}

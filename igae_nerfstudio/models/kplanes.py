@@ -253,11 +253,8 @@ class KPlanesModel(Model):
             initial_sampler=UniformSampler(single_jitter=config.use_single_jitter) if config.bounded else None,
         )
         if config.enable_collider:
-            self.collider = (
-                AABBBoxCollider(self.scene_box, near_plane=config.near_plane)
-                if config.bounded
-                else NearFarCollider(near_plane=config.near_plane, far_plane=config.far_plane)
-            )
+            near, far = config.near_plane, config.far_plane
+            self.collider = AABBBoxCollider(self.scene_box, near) if config.bounded else NearFarCollider(near, far)
         self.renderer_rgb: Any = RGBRenderer(background_color=config.background_color)
         self.renderer_accumulation = AccumulationRenderer()
         # Median: it does not average across a depth edge, nor depend on the other rays of the chunk.
@@ -278,14 +275,10 @@ class KPlanesModel(Model):
         return slope * fraction / ((slope - 1.0) * fraction + 1.0)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        return {
-            "proposal_networks": list(self.proposal_networks.parameters()),
-            "fields": list(self.field.parameters()),
-        }
+        parts = {"proposal_networks": self.proposal_networks, "fields": self.field}
+        return {name: list(part.parameters()) for name, part in parts.items()}
 
-    def get_training_callbacks(
-        self, training_callback_attributes: TrainingCallbackAttributes
-    ) -> list[TrainingCallback]:
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         """Annealing before each training step (if configured), the sampler's step counter after it."""
 
         def anneal(step: int) -> None:
@@ -322,12 +315,9 @@ class KPlanesModel(Model):
         return outputs
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`psnr` (dB) of the batch; in training also `distortion` (mip-NeRF 360 eq. 15, in [0, 1])."""
+        """`psnr` (dB) of the batch."""
         target = self.renderer_rgb.blend_background(batch["image"].to(self.device))
-        metrics = {"psnr": psnr(outputs["rgb"][None], target[None])[0]}
-        if self.training:
-            metrics["distortion"] = distortion_loss(outputs["weights_list"], outputs["ray_samples_list"])
-        return metrics
+        return {"psnr": psnr(outputs["rgb"][None], target[None])[0]}
 
     def get_loss_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict=None) -> dict[str, Tensor]:
         """`rgb_loss`, the mean squared error, and the regularisers, times their weights."""

@@ -50,7 +50,6 @@ class LatentKPlanes(LatentModel, KPlanesModel):
     """Multi-scale feature planes with linear outputs of c channels."""
 
     config: LatentKPlanesConfig
-    get_regularizers = KPlanesModel.get_regularizers
 
     def adapt_field(self, latent_channels: int) -> None:
         self.field.color_net = linear_head(self.field.color_net, latent_channels)

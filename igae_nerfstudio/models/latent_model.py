@@ -1,7 +1,7 @@
 """What makes a Nerfstudio model a latent scene model F_theta.
 
-`LatentModel` is a mixin in front of a Nerfstudio model. Nerfstudio writes "rgb" for whatever a model renders;
-here `rgb` only ever means decoded pixels, so the mixin is also the border where the names change:
+`LatentModel` is a mixin in front of a Nerfstudio model. Nerfstudio writes "rgb" for whatever a model renders; here
+`rgb` only ever means decoded pixels, so the mixin is also where the names change:
 
     Nerfstudio's model          here
     outputs["rgb..."]           outputs["latent..."]
@@ -41,14 +41,9 @@ class LatentModelConfig:
     than latents need (docs/performance.md)."""
 
     def resolved(self, preset: str, latent_channels: int) -> Self:
-        """A config that a model can be built from: each field that is None has the preset's value.
+        """A copy that a model can be built from: each field that is None has the preset's value.
 
-        Args:
-            preset: one of `presets`.
-            latent_channels: c of the autoencoder.
-
-        Returns:
-            A new config; resolving it once more changes nothing.
+        Resolving it again changes nothing.
 
         Raises:
             InputError: there is no such preset.
@@ -66,33 +61,31 @@ else:
 
 
 class LatentModel(_Mixed):
-    """Mixin: renders `latent_channels` channels instead of colours, with the model's own loss on them."""
+    """Mixin: renders `latent_channels` channels instead of colours, with the model's own loss on them.
+
+    A method has two more functions: `adapt_field(latent_channels)` replaces the colour head (3 channels, sigmoid) by a
+    linear one, and `get_regularizers(outputs, batch)` returns the terms of its `get_loss_dict` that stay in RGB
+    alignment: all but the squared error of the decoded latents, in whose place equation 3 stands there.
+    """
 
     config: Any
     field: Any
     renderer_rgb: Any
-
-    latent_output: ClassVar[str] = "latent"
-    """The output that is decoded (vanilla NeRF renders a coarse one as well)."""
 
     def populate_modules(self) -> None:
         with without_lpips():
             super().populate_modules()
         self._modules.pop("lpips", None)
         self.renderer_rgb = LatentRenderer(self.config.latent_channels)
-        self.adapt_field(self.config.latent_channels)
+        self.adapt_field(self.config.latent_channels)  # type: ignore[operator]
         use_fast_hash_encoding(self)
-
-    def adapt_field(self, latent_channels: int) -> None:
-        """Replace the field's colour head (3 channels, sigmoid) by a linear one of `latent_channels`."""
-        raise TypeError(f"{type(self).__name__} must say how its colour head becomes a latent head")
 
     def set_background(self, background: Tensor) -> None:
         """The latent (c,) behind the scene, normalised."""
         self.renderer_rgb.background.copy_(background)
 
     def set_training_cameras(self, cameras: Cameras) -> None:
-        """Learn where the training cameras are, before the first step; of no concern to most models."""
+        """Learn where the training cameras are, before the first step (Tri-Planes fit their cube to them)."""
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         outputs = super().get_outputs(ray_bundle)  # type: ignore[safe-super]  # of the model behind the mixin
@@ -107,16 +100,6 @@ class LatentModel(_Mixed):
         rendered = rename(outputs, "latent", "rgb")
         losses = super().get_loss_dict(rendered, target, metrics_dict)  # type: ignore[safe-super]
         return rename(losses, "rgb", "latent")
-
-    def get_regularizers(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The terms of `get_loss_dict` that stay in RGB alignment: all but the squared error of the decoded latents, in
-        whose place equation 3 stands there.
-
-        Args:
-            outputs: of `get_outputs`.
-            batch: `latent` (R, c), normalised.
-        """
-        return {}
 
 
 def built_for_cuda(model: Model) -> bool:
@@ -144,10 +127,9 @@ def rename(entries: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 @contextmanager
 def without_lpips() -> Iterator[None]:
-    """Build a Nerfstudio model without its LPIPS network.
+    """Build a Nerfstudio model without the LPIPS network, which would be downloaded and stored in each checkpoint.
 
-    Every stock model builds one, which downloads AlexNet and stores it in each checkpoint. Evaluation has its
-    own, loaded when it is first needed (`metrics.py`).
+    Evaluation has its own, loaded when it is first needed (`metrics.py`).
     """
     import torchmetrics.image.lpip
 

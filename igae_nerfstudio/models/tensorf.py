@@ -125,7 +125,6 @@ class LatentTensoRF(LatentModel, RGBTensoRF):
     """Vector-matrix density and latent grids with a linear head of c channels."""
 
     config: LatentTensoRFConfig
-    get_regularizers = RGBTensoRF.get_regularizers
 
     def adapt_field(self, latent_channels: int) -> None:
         self.field.field_output_rgb = FieldHead(

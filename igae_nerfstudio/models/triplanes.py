@@ -1,12 +1,12 @@
-"""Tri-Planes of one scene as a Nerfstudio model: those of `igae train` and `igae scenes` (`rendering/triplanes.py`).
+"""Tri-Planes of one scene as a Nerfstudio model (`rendering/triplanes.py`).
 
-Planes and renderer can be trained alone here, or come from many scenes learnt together: a run that
-`igae-scenes export` writes holds the planes of one scene, shared part included.
+They are trained alone here, or come from many scenes learnt together: a run that `igae-scenes export` writes holds the
+planes of one scene, with what it takes from the shared basis.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.metrics import psnr
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig
 from igae_nerfstudio.rendering.total_variation import plane_variation
 from igae_nerfstudio.rendering.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
@@ -82,7 +83,10 @@ class LatentTriPlanes(LatentModel, Model):
         beyond the ball that they see."""
         seen = radius_seen(cameras)
         if self.config.half_extent is None and seen is not None:
-            self.renderer.config.half_extent = min(seen, self.renderer.config.half_extent)
+            self._set_cube(min(seen, self.renderer.config.half_extent))
+
+    def _set_cube(self, half_extent: float) -> None:
+        self.renderer.config = replace(self.renderer.config, half_extent=half_extent)
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         return {"planes": [self.planes], "fields": list(self.renderer.parameters())}
@@ -99,8 +103,7 @@ class LatentTriPlanes(LatentModel, Model):
         }
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        error = F.mse_loss(outputs["latent"].detach(), batch["latent"])
-        return {"latent_psnr": -10 * torch.log10(error)}
+        return {"latent_psnr": psnr(outputs["latent"][None], batch["latent"][None])[0]}
 
     def get_loss_dict(self, outputs: dict[str, Any], batch: dict[str, Tensor], metrics_dict=None) -> dict[str, Tensor]:
         loss = self.config.loss_coefficients["latent_loss"] * F.mse_loss(outputs["latent"], batch["latent"])
@@ -110,19 +113,13 @@ class LatentTriPlanes(LatentModel, Model):
         """The planes' total variation (paper, equation 14)."""
         return {"plane_tv": self.config.loss_coefficients["plane_tv"] * plane_variation(self.planes[None])}
 
-    # The cube travels in the checkpoint: planes mean nothing without it ---------------------------------------
-
     def get_extra_state(self) -> dict[str, Any]:
-        config = self.renderer.config
+        """The cube travels in the checkpoint: planes mean nothing without it."""
         names = ("resolution", "features", "hidden", "half_extent")
-        return {name: getattr(config, name) for name in names}
+        return {name: getattr(self.renderer.config, name) for name in names}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the cube of a checkpoint.
-
-        Raises:
-            InputError: its planes have another shape.
-        """
+        """Take the cube of a checkpoint; raises InputError where its planes have another shape."""
         for name in ("resolution", "features", "hidden"):
             mine = getattr(self.renderer.config, name)
             if state[name] != mine:
@@ -130,14 +127,12 @@ class LatentTriPlanes(LatentModel, Model):
                     f"the checkpoint's Tri-Planes have {name} {state[name]} and the model's {mine}; set "
                     f"--pipeline.model.{name} {state[name]}"
                 )
-        self.renderer.config.half_extent = state["half_extent"]
+        self._set_cube(state["half_extent"])
 
 
 def radius_seen(cameras: Cameras) -> float | None:
-    """The radius of the ball around the origin of which no camera sees more, scene units.
-
-    None where a camera does not look straight at the origin.
-    """
+    """The radius of the ball around the origin beyond which no camera sees, scene units; None where a camera does not
+    look straight at the origin."""
     positions, backward = cameras.camera_to_worlds[..., 3], cameras.camera_to_worlds[..., 2]
     distance = positions.norm(dim=-1)
     aside = torch.linalg.cross(positions, backward).norm(dim=-1)
@@ -146,10 +141,7 @@ def radius_seen(cameras: Cameras) -> float | None:
     # The widest angle of a picture is that of the corner that is farthest from the principal point.
     x, y = (
         torch.maximum(centre, size - centre) / focal
-        for centre, size, focal in (
-            (cameras.cx, cameras.width, cameras.fx),
-            (cameras.cy, cameras.height, cameras.fy),
-        )
+        for centre, size, focal in ((cameras.cx, cameras.width, cameras.fx), (cameras.cy, cameras.height, cameras.fy))
     )
     angle = torch.atan(torch.sqrt(x**2 + y**2))[..., 0]
     return float((distance * torch.sin(angle)).max())

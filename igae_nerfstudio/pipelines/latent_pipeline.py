@@ -204,7 +204,7 @@ class LatentPipeline(VanillaPipeline):
             metrics = scene.get_metrics_dict(outputs, target)
             return outputs, scene.get_loss_dict(outputs, target, metrics), metrics  # equation 2
 
-        rendered = outputs[scene.latent_output].view(encoded.shape)
+        rendered = outputs["latent"].view(encoded.shape)
         decoded = self.model.decode(rendered, size=batch["image"].shape[1:3])  # x~_p = D_psi(z~_p)
         losses = {"rgb_alignment_loss": squared_error(decoded, batch["image"], batch.get("valid_mask"))}  # equation 3
         if self.config.regularize_alignment:

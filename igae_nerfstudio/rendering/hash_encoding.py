@@ -1,13 +1,12 @@
-"""Nerfstudio's multi-resolution hash encoding in plain torch, several times faster.
+"""Nerfstudio's multi-resolution hash encoding in plain torch, several times faster, for where tinycudann is not there.
 
-It is what evaluates Instant-NGP and nerfacto where tinycudann cannot be imported. Nerfstudio hashes each of a cell's
-eight corners by itself and looks each up with a kernel for general indexing; here a corner's hash is put together from
-six products, one kernel looks up and sums all eight, and one scatters their gradient.
+Nerfstudio hashes each of a cell's eight corners by itself and looks each up with a kernel for general indexing. Here a
+corner's hash comes from six products, one kernel looks up and sums all eight, and one scatters their gradient.
 """
 
 from __future__ import annotations
 
-from typing import Any, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ class FastHashEncoding(HashEncoding):
         indices, weights = self._corners(in_tensor)
         return _WeightedLookup.apply(self.hash_table, indices, weights).flatten(-2)
 
-    def _corners(self, points: Tensor) -> Tuple[Tensor, Tensor]:
+    def _corners(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the table and linear weights (..., L, 8) of the corners around points (..., 3)."""
         scaled = points[..., None, :] * self.scalings.view(-1, 1).to(points.device)  # (..., L, 3)
         low, high = scaled.floor(), scaled.ceil()
@@ -53,7 +52,7 @@ class _WeightedLookup(torch.autograd.Function):
         return summed.view(*indices.shape[:-1], table.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Any, None, Any]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None, Any]:
         table, indices, weights = ctx.saved_tensors
         of_table = of_weights = None
         if ctx.needs_input_grad[0]:

@@ -1,61 +1,45 @@
-"""March rays through a ``nerfacc.OccGridEstimator`` in plain torch, on any device.
+"""March rays through a `nerfacc.OccGridEstimator` in plain torch, on any device.
 
-Instant-NGP (Müller et al. 2022, appendix E, "Accelerated NeRF Ray Marching") keeps a cascade of boolean
-grids that say where density may be, steps along each ray with a step size that grows with distance, and
-spends samples only in occupied cells.  nerfacc 0.5.2 offers that march (``OccGridEstimator.sampling``), but
-only as CUDA kernels compiled on first use.  The grid object itself -- construction, storage, and the updates
-of ``update_every_n_steps`` -- is plain torch, so this module leaves it alone and replaces only the march, and
+Instant-NGP (Müller et al. 2022, appendix E, "Accelerated NeRF Ray Marching") keeps a cascade of boolean grids that say
+where density may be, steps along each ray with a step size that grows with distance, and spends samples only in
+occupied cells. nerfacc 0.5.2 offers that march (`OccGridEstimator.sampling`), but only as CUDA kernels compiled on
+first use. The grid itself, its storage and its updates are plain torch, so this module replaces only the march, and
 with it the volume-rendering weights of the packed samples that a march returns.
 
-Symbols
--------
-``R``
-    Number of rays.  Ray ``r`` is the half line ``o + t d``; ``d`` has unit length, so ``t`` is a distance in
-    scene units.
-level
-    The grids are nested boxes of equal resolution.  Level 0 is the region of interest; the box of each
-    further level has the same centre and twice the side.  A point is looked up in the finest level whose box
-    contains it; a point outside the last box is empty space.
-``dt``
-    Step length: ``dt(t) = max(render_step_size, cone_angle * t)``.  (nerfacc also caps it at 1e10.)
-ladder
-    The sequence ``t_0, t_1, ...`` with ``t_{k+1} = t_k + dt(t_k)``.  Sample ``k`` is the interval
-    ``[t_k, t_{k+1}]`` and it stands for its midpoint: it is kept if that midpoint lies in an occupied cell
-    and between near and far.
+Symbols:
+    R: number of rays. Ray r is the half line o + t d with d of unit length, so t is a distance in scene units.
+    level: the grids are nested boxes of equal resolution. Level 0 is the region of interest; each further box has the
+        same centre and twice the side. A point is looked up in the finest level whose box contains it; outside the
+        last box space is empty.
+    dt: step length, dt(t) = max(render_step_size, cone_angle * t).
+    ladder: t_0, t_1, ... with t_{k+1} = t_k + dt(t_k). Sample k is the interval [t_k, t_{k+1}]; it is kept if its
+        midpoint lies in an occupied cell and between near and far.
 
-The ladder has a closed form: it climbs in equal steps until rung ``k_lin``, where ``cone_angle * t``
-overtakes ``render_step_size``, and by the factor ``1 + cone_angle`` from there on.  So the rungs inside a
-given stretch of ``t`` are known without walking to it, and a ray is never walked at all:
+The ladder has a closed form: it climbs in equal steps until rung k_lin, where cone_angle * t overtakes
+render_step_size, and by the factor 1 + cone_angle from there on. So the rungs inside a given stretch of t are known
+without walking to it, and a ray is never walked at all:
 
-1. cut each ray at the faces of the nested boxes (at most ``2 levels - 1`` segments, one level each) and at
-   ``k_lin``; in each *piece* that results, rungs follow one law and cells belong to one level, and the cell
-   coordinate of the ``m``-th midpoint is a multiply-add, ``base + slope * offset(m)``;
-2. chop the pieces into *runs* of ``RUN`` rungs and discard those that no occupied cell is near, by a lookup
-   of their middle in a coarse grid of ``BLOCK``-cell blocks;
+1. cut each ray at the faces of the nested boxes (at most 2 levels - 1 segments, one level each) and at k_lin; in each
+   piece that results, rungs follow one law and cells belong to one level, and the cell coordinate of the m-th midpoint
+   is a multiply-add, base + slope * offset(m);
+2. chop the pieces into runs of RUN rungs and discard those that no occupied cell is near, by a lookup of their middle
+   in a coarse grid of BLOCK-cell blocks;
 3. look the remaining runs up in the boolean grid and pack what is occupied;
 4. drop the samples that are transparent or hidden, judged by the density.
 
-Agreement with nerfacc
-----------------------
-The samples are those of ``nerfacc.OccGridEstimator.sampling``, 0.5.2, in these respects: the ladder starts at
-``max(near_plane, nears)`` (plus the stratified offset, uniform in ``[0, render_step_size)`` and one for a
-whole ray); on the first leg, from there to the outermost box, the step stays at ``dt(start)``; the level of a
-sample, the midpoint rule, and half-open ranges (a midpoint exactly at near counts, one at far does not, and
-``t_end`` may pass far by up to half a step); both visibility filters and their thresholds.  The differences:
+The samples are nerfacc's: the ladder starts at max(near_plane, nears), plus one stratified offset of a ray, uniform in
+[0, render_step_size); up to the outermost box the step stays at dt(start); ranges are half-open (a midpoint at near
+counts, one at far does not, and t_end may pass far by up to half a step); both visibility filters and their thresholds
+are the same. The differences:
 
-* ``cone_angle > 0``, after an empty stretch.  While nerfacc crosses an empty cell it holds ``dt`` at its
-  value on entering that cell; this ladder keeps updating it, as Instant-NGP does.  Both resume with the first
-  midpoint inside the occupied cell, so a stretch of samples is shifted by less than one local ``dt`` and may
-  hold one sample more or less; step lengths at a given ``t`` agree.  With ``cone_angle = 0``, or once a ray
-  has only met occupied cells since entering the boxes, there is no difference.
-* Rounding.  nerfacc adds up ``t`` in float32, here it is computed from ``k`` in float64 and rounded once.
-  Over a thousand steps the two part by some 1e-6 relative, at worst 1e-4.  Midpoints that close to the face
-  of a cell can fall on either side.
-* nerfacc nudges the ends of each segment inward by 1e-6 scene units before it looks up the first cell; here a
-  coordinate that rounds past the box is clamped into the last cell.  A ray that lies exactly in a face plane
-  of a box divides 0 by 0 in nerfacc; here boxes are closed in directions the ray does not move in.
-* ``density_fn`` takes positions, and is not called when there is no candidate sample.  Opacity is computed by
-  ``expm1`` rather than ``1 - exp``.
+- `cone_angle` > 0, after an empty stretch. While nerfacc crosses an empty cell it holds dt at its value on entering
+  that cell; this ladder keeps updating it, as Instant-NGP does. So a stretch of samples is shifted by less than one
+  dt and may hold one sample more or less.
+- Rounding. nerfacc adds up t in float32, here it is computed from k in float64 and rounded once. Over a thousand steps
+  the two part by some 1e-6 relative, at worst 1e-4; midpoints that close to a face can fall on either side.
+- nerfacc nudges the ends of each segment inward by 1e-6 scene units; here a coordinate that rounds past the box is
+  clamped into the last cell. A ray that lies in a face plane of a box divides 0 by 0 in nerfacc; here boxes are closed
+  in directions the ray does not move in.
 
 Step 1 and the distances of the samples that are kept use float64; large arrays have the dtype of the rays.
 """
@@ -74,7 +58,7 @@ if TYPE_CHECKING:
     import nerfacc
 
 RUN = 32
-"""Rungs per run.  Longer runs waste more lookups at the end of each piece, shorter ones need more set-up."""
+"""Rungs per run. Longer runs waste more lookups at the end of each piece, shorter ones need more set-up."""
 
 BLOCK = 8
 """Cells per side of a block of the coarse grid."""
@@ -88,18 +72,14 @@ DEVICE_BATCH = 2**22
 
 @dataclass
 class MarchedSamples:
-    """Samples of many rays, packed into flat arrays, sorted by ray and then by distance.
-
-    Attributes:
-        ray_indices: (n_samples,) int64, the ray of each sample, in [0, R).
-        t_starts: (n_samples,) distance at which the sample's interval starts, scene units.
-        t_ends: (n_samples,) distance at which it ends.  Where two kept samples are neighbours on the ladder,
-            the end of the first equals the start of the second to the bit.
-    """
+    """n samples of many rays, packed into flat arrays, sorted by ray and then by distance."""
 
     ray_indices: Tensor
+    """(n,) int64, the ray of each sample, in [0, R)."""
     t_starts: Tensor
+    """(n,) distance at which the sample's interval starts, scene units."""
     t_ends: Tensor
+    """(n,) distance at which it ends; to the bit the start of the next where both are neighbours on the ladder."""
 
 
 @torch.no_grad()
@@ -120,32 +100,31 @@ def march_occupancy_grid(
     nears: Tensor | None = None,
     fars: Tensor | None = None,
 ) -> MarchedSamples:
-    """Place samples along rays where the grid is occupied and, by ``density_fn``, visible.
+    """Place samples along rays where the grid is occupied and, by `density_fn`, visible.
 
-    Nothing here carries gradient, and ``density_fn`` runs with gradients off: a march chooses where to
-    sample, and the caller evaluates its field there again, with gradients, to render.
+    Nothing here carries gradient: a march chooses where to sample, and the caller evaluates its field there again, with
+    gradients, to render.
 
     Args:
-        grid: The occupancy grid.  Reads ``binaries`` (levels, nx, ny, nz) bool, ``aabbs`` (levels, 6) and,
-            for the cap on ``alpha_thre``, ``occs``.
-        origins: (R, 3) ray origins, scene units, inside or outside the boxes.
-        directions: (R, 3) unit directions.  Zero components are fine.
-        density_fn: Maps positions (n, 3) to densities (n, 1) or (n,), non-negative, per scene unit.  ``None``
-            keeps every sample in occupied cells.
-        near_plane: Distance before which no sample starts.
-        far_plane: Distance before which the midpoint of each sample lies.
-        render_step_size: Smallest step, scene units, positive.
-        cone_angle: Growth of the step with distance; 0 for constant steps.
-        alpha_thre: Samples of lower opacity are dropped.  Never more than the mean of ``grid.occs`` is used,
-            so that a young, faint field is not dropped whole.
-        early_stop_eps: Samples to which less than this transmittance is left are dropped.
-        stratified: Shift the start of each ray by a uniform draw from [0, render_step_size).
-        generator: Source of that draw, which is ``torch.rand(R)`` in the rays' dtype.
-        nears: (R,) or (R, 1) near distance of each ray; the larger of it and ``near_plane`` holds.
-        fars: (R,) or (R, 1) far distance of each ray; the smaller of it and ``far_plane`` holds.
+        grid: reads `binaries` (levels, nx, ny, nz), `aabbs` (levels, 6) and, for the cap on `alpha_thre`, `occs`.
+        origins: (R, 3), scene units, inside or outside the boxes.
+        directions: (R, 3) of unit length. Zero components are fine.
+        density_fn: positions (n, 3) to densities (n, 1) or (n,), non-negative, per scene unit; it is not called without
+            candidates. None keeps every sample in occupied cells.
+        near_plane: distance before which no sample starts.
+        far_plane: distance before which the midpoint of each sample lies.
+        render_step_size: smallest step, scene units, positive.
+        cone_angle: growth of the step with distance; 0 for constant steps.
+        alpha_thre: samples of lower opacity are dropped. Never more than the mean of `grid.occs` is used, so that a
+            young, faint field is not dropped altogether.
+        early_stop_eps: samples to which less than this transmittance is left are dropped.
+        stratified: shift the start of each ray by a uniform draw from [0, render_step_size).
+        generator: source of that draw, which is `torch.rand(R)` in the rays' dtype.
+        nears: (R,) or (R, 1); the larger of it and `near_plane` holds.
+        fars: (R,) or (R, 1); the smaller of it and `far_plane` holds.
 
     Returns:
-        The samples, distances in the dtype of ``origins``.
+        The samples, distances in the dtype of `origins`.
     """
     if render_step_size <= 0.0 or cone_angle < 0.0:
         raise ValueError(f"need render_step_size > 0 and cone_angle >= 0, got {render_step_size} and {cone_angle}")
@@ -161,9 +140,7 @@ def march_occupancy_grid(
     return samples
 
 
-# ---------------------------------------------------------------------------------------------------------
 # Step 1: where the ladder of each ray starts, and which of its rungs lie in which level
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _near_and_far(
@@ -195,21 +172,19 @@ def _cut_at_boxes(
 ) -> tuple[Tensor, list[int]]:
     """Cut each ray at the faces of the nested boxes.
 
-    A ray enters the boxes from the outermost to level 0 and leaves them in reverse, so with L levels the
-    2 L distances of entry and exit, in that order, ascend, and between neighbours the finest level that
-    contains the ray is fixed: L - 1, ..., 1, 0, 1, ..., L - 1.  A box that is missed gets a segment of no
-    length at the entry of the next larger one.
+    A ray enters the boxes from the outermost to level 0 and leaves them in reverse, so with L levels the 2 L distances
+    of entry and exit, in that order, ascend, and between neighbours the finest level that contains the ray is fixed:
+    L - 1, ..., 1, 0, 1, ..., L - 1. A box that is missed gets a segment of no length at the entry of the next larger
+    one. Unlike `ray_sampling.box_interval`, boxes are closed in directions the ray does not move in, as cells are.
 
     Args:
-        origins: (R, 3) float64.
-        directions: (R, 3) float64.
+        origins, directions: (R, 3) float64.
         aabbs: (L, 6) float64, lower corner and upper corner of each level, nested.
-        near: (R,) float64.
-        far: (R,) float64.
+        near, far: (R,) float64.
 
     Returns:
-        The cuts (R, 2 L), ascending and clipped to [near, far] (all equal on a ray with nothing to march),
-        and the level of each of the 2 L - 1 segments between them.
+        The cuts (R, 2 L), ascending and clipped to [near, far] (all equal on a ray with nothing to march), and the
+        level of each of the 2 L - 1 segments between them.
     """
     lower = (aabbs[None, :, :3] - origins[:, None]) / directions[:, None]  # (R, L, 3)
     upper = (aabbs[None, :, 3:] - origins[:, None]) / directions[:, None]
@@ -240,9 +215,8 @@ def _cut_at_boxes(
 class _Ladder:
     """The distances at which the samples of each ray may start.
 
-    Rung ``k`` of a ray is at ``t0 + k step`` up to rung ``k_lin`` and at ``t_lin (1 + cone)^(k - k_lin)``
-    from there on, where ``t_lin`` is the distance of rung ``k_lin``.  Everything is float64 (R,) except the
-    two floats and ``k_lin``, which is int64.
+    Rung k of a ray is at `t0 + k step` up to rung `k_lin` and at `t_lin (1 + cone)^(k - k_lin)` from there on, where
+    `t_lin` is the distance of rung `k_lin`. Tensors are (R,), float64 but for `k_lin`, which is int64.
     """
 
     t0: Tensor
@@ -253,7 +227,7 @@ class _Ladder:
 
     @classmethod
     def from_entry(cls, near: Tensor, entry: Tensor, step: float, cone: float) -> _Ladder:
-        """Ladder from the first of the steps ``dt(near)`` from ``near`` whose midpoint reaches ``entry``."""
+        """Ladder from the first of the steps `dt(near)` from `near` whose midpoint reaches `entry`."""
         dt = (near * cone).clamp(min=step)
         t0 = near + ((entry - near) / dt - 0.5).ceil().clamp(min=0.0) * dt
         if cone == 0.0:
@@ -286,8 +260,8 @@ class _Ladder:
 class _Pieces:
     """Stretches of neighbouring rungs of one ray, in one level, with one law of growth.
 
-    All (n_pieces,) and int64, sorted by ray and then by rung: the ray, the level, the first rung, the number
-    of rungs (positive), and whether the steps grow (1) or are constant (0).
+    All (n_pieces,) and int64, sorted by ray and then by rung: the ray, the level, the first rung, the number of rungs
+    (positive), and whether the steps grow (1) or are constant (0).
     """
 
     ray: Tensor
@@ -298,10 +272,7 @@ class _Pieces:
 
     @classmethod
     def from_segments(cls, ladder: _Ladder, cuts: Tensor, levels: list[int]) -> _Pieces:
-        """Pieces that cover, once each, the rungs whose midpoints lie between the cuts (R, m + 1).
-
-        ``levels`` has the level of each of the m segments.
-        """
+        """Cover, once each, the rungs with midpoints between the cuts (R, m + 1) of m segments with these levels."""
         bounds = ladder.count_midpoints_before(cuts)
         first, last = bounds[:, :-1], bounds[:, 1:]  # (R, m), half-open ranges of rungs
         n_laws = 1 if ladder.cone == 0.0 else 2
@@ -321,9 +292,7 @@ class _Pieces:
         )
 
 
-# ---------------------------------------------------------------------------------------------------------
 # Steps 2 and 3: look the rungs up
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _occupied_rungs(
@@ -331,11 +300,11 @@ def _occupied_rungs(
 ) -> tuple[Tensor, Tensor]:
     """Ray and rung, two (n_samples,) int64 tensors, of the samples whose midpoint is in an occupied cell.
 
-    In a piece with constant steps, midpoint ``m`` is ``middle + m step``; with growing steps it is
-    ``middle growth^m = middle + middle (growth^m - 1)``, with ``growth = 1 + cone``.  Cell coordinates,
-    affine in the midpoint, are thus ``base + slope offset(m)`` with an ``offset`` that only depends on the
-    law.  The run that begins at ``m`` obeys the same law with ``base + slope offset(m)`` for its base and, as
-    growth multiplies, ``slope growth^m`` for its slope.
+    In a piece with constant steps, midpoint m is `middle + m step`; with growing steps it is
+    `middle growth^m = middle + middle (growth^m - 1)`, with `growth = 1 + cone`. Cell coordinates, affine in the
+    midpoint, are thus `base + slope offset(m)` with an `offset` that only depends on the law. The run that begins at m
+    obeys the same law with `base + slope offset(m)` for its base and, as growth multiplies, `slope growth^m` for its
+    slope.
     """
     dtype, device = origins.dtype, origins.device
     base, slope = _cell_coordinates(grid, origins, directions, ladder, pieces)
@@ -378,8 +347,8 @@ def _cell_coordinates(
 ) -> tuple[Tensor, Tensor]:
     """Base and slope, two (n_pieces, 3) tensors, of the cell coordinates of each piece.
 
-    A cell coordinate runs from 0 to the resolution across the box of the piece's level.  It is a small
-    difference between the origin of a far camera and the way to the box, hence float64 until it is taken.
+    A cell coordinate runs from 0 to the resolution across the box of the piece's level. It is a small difference
+    between the origin of a far camera and the way to the box, hence float64 until it is taken.
     """
     resolution = torch.tensor(grid.binaries.shape[1:], dtype=torch.float64, device=origins.device)
     lower, upper = grid.aabbs.double()[pieces.level].split(3, dim=-1)
@@ -399,12 +368,12 @@ def _runs_near_occupied_cells(
 ) -> Tensor:
     """Whether a run may meet an occupied cell, (n_runs,) bool; false only if it certainly does not.
 
-    Blocks of BLOCK^3 cells count as occupied if any of their cells, or of their 26 neighbours', is.  A run
-    that reaches at most one block's side from a point along each axis stays in the neighbourhood of that
-    point's block.  Clamping the point into the grid takes it no farther from the part of the run inside.
+    Blocks of BLOCK^3 cells count as occupied if any of their cells, or of their 26 neighbours', is. A run that reaches
+    at most one block's side from a point along each axis stays in the neighbourhood of that point's block. Clamping the
+    point into the grid takes it no farther from the part of the run inside.
 
     Args:
-        grid: The occupancy grid.
+        grid: the occupancy grid.
         base: (n_runs, 3) cell coordinates of the first midpoint of each run.
         slope: (n_runs, 3) cell coordinates per unit of offset.
         reach: (n_runs,) half the offset of the last rung of a full run.
@@ -431,22 +400,14 @@ def _runs_near_occupied_cells(
 
 
 def _occupied_in_runs(
-    grid: nerfacc.OccGridEstimator,
-    base: Tensor,
-    slope: Tensor,
-    offsets: Tensor,
-    level: Tensor,
-    growing: Tensor,
+    grid: nerfacc.OccGridEstimator, base: Tensor, slope: Tensor, offsets: Tensor, level: Tensor, growing: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Look up all RUN rungs of each run; return run and position in it, int64, of the occupied ones.
 
     Args:
-        grid: The occupancy grid.
-        base: (n_runs, 3) cell coordinates of the first midpoint of each run.
-        slope: (n_runs, 3) cell coordinates per unit of offset.
+        grid, base, slope, level: as of `_runs_near_occupied_cells`.
         offsets: (2, RUN) offsets of constant and of growing steps.
-        level: (n_runs,) int64.
-        growing: (n_runs,) int64, row of ``offsets`` that holds for the run.
+        growing: (n_runs,) int64, row of `offsets` that holds for the run.
     """
     occupied = grid.binaries.reshape(-1)
     index_dtype = torch.int32 if occupied.numel() < 2**31 else torch.int64
@@ -470,9 +431,7 @@ def _occupied_in_runs(
     return run, j
 
 
-# ---------------------------------------------------------------------------------------------------------
 # Step 4: visibility, and rendering of packed samples
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _drop_invisible(
@@ -483,7 +442,7 @@ def _drop_invisible(
     alpha_thre: float,
     early_stop_eps: float,
 ) -> MarchedSamples:
-    """Keep the samples with opacity at least ``alpha_thre`` and transmittance at least ``early_stop_eps``.
+    """Keep the samples with opacity at least `alpha_thre` and transmittance at least `early_stop_eps`.
 
     The transmittance in front of a sample counts all samples before it, also those dropped as transparent.
     """
@@ -498,19 +457,10 @@ def _drop_invisible(
 
 
 def _exclusive_sum_along_rays(values: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
-    """Sum, for each packed sample, the values of the samples before it on its own ray.
+    """Sum (n,), for each packed sample, of the values (n,) of the samples before it on its own ray; differentiable.
 
-    The samples are laid out in a (n_rays, longest + 1) table, one place to the right, and summed along rows,
-    so that neither rounding nor an infinite value reaches another ray, and no difference of large sums is
-    taken.
-
-    Args:
-        values: (n,) any values; gradients flow through.
-        ray_indices: (n,) int64, ascending, in [0, n_rays).
-        n_rays: Number of rays.
-
-    Returns:
-        (n,) exclusive sums, 0 for the first sample of each ray.
+    The samples are laid out in a (n_rays, longest + 1) table, one place to the right, and summed along rows, so that
+    neither rounding nor an infinite value reaches another ray, and no difference of large sums is taken.
     """
     if values.numel() == 0:
         return values
@@ -523,39 +473,20 @@ def _exclusive_sum_along_rays(values: Tensor, ray_indices: Tensor, n_rays: int) 
 
 
 def render_weights(sigmas: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
-    """Volume-rendering weight of each packed sample: ``w = T (1 - exp(-sigma dt))``.
+    """Volume-rendering weight of each packed sample: `w = T (1 - exp(-sigma dt))`.
 
-    ``T = exp(-sum of sigma dt)`` over the samples before it on the same ray is the light that reaches the
-    sample; the weights of a ray sum to its opacity, in [0, 1].
+    `T = exp(-sum of sigma dt)` over the samples before it on the same ray is the light that reaches the sample; the
+    weights of a ray sum to its opacity, in [0, 1].
 
     Args:
         sigmas: (n,) densities per scene unit, non-negative.
-        t_starts: (n,) interval starts, scene units.
-        t_ends: (n,) interval ends.
+        t_starts, t_ends: (n,) interval bounds, scene units.
         ray_indices: (n,) int64, ascending, in [0, n_rays).
-        n_rays: Number of rays, also those without samples.
+        n_rays: number of rays, also those without samples.
 
     Returns:
-        (n,) weights in [0, 1], differentiable in ``sigmas`` (and in the distances, if they carry gradient).
+        (n,) weights in [0, 1], differentiable in `sigmas` (and in the distances, if they carry gradient).
     """
     optical_depth = sigmas * (t_ends - t_starts)
     transmittance = torch.exp(-_exclusive_sum_along_rays(optical_depth, ray_indices, n_rays))
     return transmittance * -torch.expm1(-optical_depth)
-
-
-def accumulate(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_rays: int) -> Tensor:
-    """Sum weighted values over the samples of each ray.
-
-    Args:
-        weights: (n,) weights.
-        values: (n, c) values, or ``None`` to sum the weights themselves, which gives the opacity of each ray.
-        ray_indices: (n,) int64, in [0, n_rays), in any order.
-        n_rays: Number of rays.
-
-    Returns:
-        (n_rays, c), or (n_rays, 1) without values; zero for rays without samples.  Differentiable in
-        ``weights`` and ``values``.
-    """
-    contributions = weights[:, None] if values is None else weights[:, None] * values
-    sums = contributions.new_zeros(n_rays, contributions.shape[-1])
-    return sums.index_add(0, ray_indices, contributions)

@@ -11,13 +11,11 @@ whatever the samples.
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
-
 import torch
 from torch import Tensor
 
 
-def box_interval(origins: Tensor, directions: Tensor, half_extent: float) -> Tuple[Tensor, Tensor]:
+def box_interval(origins: Tensor, directions: Tensor, half_extent: float) -> tuple[Tensor, Tensor]:
     """Where rays are inside the cube [-half_extent, half_extent]^3.
 
     Args:
@@ -26,7 +24,7 @@ def box_interval(origins: Tensor, directions: Tensor, half_extent: float) -> Tup
         half_extent: half the side of the cube.
 
     Returns:
-        near and far (...,), 0 <= near <= far; equal where the ray misses the cube or leaves it behind itself.
+        near and far (...,), finite, 0 <= near <= far; equal where the ray misses the cube or leaves it behind itself.
     """
     safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
     first, second = (-half_extent - origins) / safe, (half_extent - origins) / safe
@@ -35,12 +33,11 @@ def box_interval(origins: Tensor, directions: Tensor, half_extent: float) -> Tup
     return near, torch.maximum(near, far)
 
 
-def stratified_samples(near: Tensor, far: Tensor, count: int, jitter: bool) -> Tuple[Tensor, Tensor]:
+def stratified_samples(near: Tensor, far: Tensor, count: int, jitter: bool) -> tuple[Tensor, Tensor]:
     """One sample in each of `count` intervals of equal length.
 
     Args:
-        near: (...,) start of the rays.
-        far: (...,) end of the rays.
+        near, far: (...,) start and end of the rays.
         count: n.
         jitter: uniformly inside the interval, for training; else its middle.
 
@@ -84,15 +81,9 @@ def importance_samples(boundaries: Tensor, weights: Tensor, count: int, jitter: 
 
 
 def intervals_around(samples: Tensor, near: Tensor, far: Tensor) -> Tensor:
-    """Lengths of the intervals that samples stand for: cut midway between neighbours, and at near and far.
+    """Lengths delta (..., n) of the intervals around samples t (..., n), ascending within [near, far], each (...,).
 
-    Args:
-        samples: t (..., n), ascending, within [near, far].
-        near: (...,).
-        far: (...,).
-
-    Returns:
-        delta (..., n), not negative, summing to far - near.
+    They are cut midway between neighbours, so they sum to far - near.
     """
     middles = (samples[..., 1:] + samples[..., :-1]) / 2
     return torch.cat([near[..., None], middles, far[..., None]], dim=-1).diff(dim=-1)
@@ -105,7 +96,6 @@ def volume_weights(densities: Tensor, deltas: Tensor) -> Tensor:
     return transmittance * -torch.expm1(-depth)
 
 
-def expected_depth(weights: Tensor, samples: Tensor, far: Optional[Tensor] = None) -> Tensor:
-    """Mean t (...,) of what a ray meets; the light that passes through counts as `far` where it is given."""
-    depth = (weights * samples).sum(dim=-1)
-    return depth if far is None else depth + (1 - weights.sum(dim=-1)) * far
+def expected_depth(weights: Tensor, samples: Tensor, far: Tensor) -> Tensor:
+    """Mean t (...,) of what a ray meets; the light that passes through counts as `far` (...,)."""
+    return (weights * samples).sum(dim=-1) + (1 - weights.sum(dim=-1)) * far

@@ -1,14 +1,12 @@
 """Total variation of feature grids and images (paper, equations 13 and 14).
 
-The squared one, with which every method that stores features in planes regularises them, has its own gradient.
-
-With automatic differentiation each of its four slices becomes a zero-filled gradient of the grid's full size, which
-costs more than rendering a batch of latent rays does (docs/performance.md). Here one gradient takes all four.
+The squared one, which regularises feature planes, has its own gradient: with automatic differentiation each of its four
+slices becomes a zero-filled gradient of the grid's full size, which costs more than rendering a batch of latent rays.
 """
 
 from __future__ import annotations
 
-from typing import Any, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +26,7 @@ class _SquaredVariation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, above: Tensor) -> Tuple[Tensor, None, None]:
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None]:
         (grids,) = ctx.saved_tensors
         gradient = torch.zeros_like(grids)
         for dim, weight in ctx.weights.items():
@@ -40,28 +38,12 @@ class _SquaredVariation(torch.autograd.Function):
 
 
 def squared_variation(grids: Tensor, down: float, across: float) -> Tensor:
-    """down * sum (G_ij - G_i-1,j)^2 + across * sum (G_ij - G_i,j-1)^2 over everything.
-
-    Args:
-        grids: (..., H, W); differentiable once.
-        down: weight of the differences between rows.
-        across: weight of those between columns.
-
-    Returns:
-        A scalar.
-    """
+    """down * sum (G_ij - G_i-1,j)^2 + across * sum (G_ij - G_i,j-1)^2 over all of (..., H, W); differentiable once."""
     return _SquaredVariation.apply(grids, down, across)
 
 
 def mean_squared_variation(grids: Tensor) -> Tensor:
-    """The mean squared difference between neighbouring rows plus that between neighbouring columns.
-
-    Args:
-        grids: (..., H, W), H and W 2 or more.
-
-    Returns:
-        A scalar.
-    """
+    """The mean squared difference between neighbouring rows of (..., H, W) plus that between columns; H, W >= 2."""
     height, width = grids.shape[-2:]
     maps = grids.numel() // (height * width)
     return squared_variation(grids, 1 / (maps * (height - 1) * width), 1 / (maps * height * (width - 1)))

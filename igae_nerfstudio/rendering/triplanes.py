@@ -9,7 +9,7 @@ ray, c latent channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +62,7 @@ class TriPlaneRender:
 
 
 class TriPlaneRenderer(nn.Module):
-    """R_T: the shared feature decoder and volume rendering.
-
-    Args:
-        config: shapes.
-        latent_channels: c.
-    """
+    """R_T: the shared feature decoder to latents of c channels, and volume rendering."""
 
     def __init__(self, config: TriPlaneConfig, latent_channels: int) -> None:
         super().__init__()
@@ -89,19 +84,12 @@ class TriPlaneRenderer(nn.Module):
         """Render 1/2 + matrix (y - 1/2) of what were latents y: a map (c, c) of the last layer's heads."""
         last: Any = self.decoder[-1]
         for values in (last.weight, last.bias):
-            values[1:] = torch.einsum(
-                "ij,j...->i...", matrix.to(values.device, torch.float64), values[1:].double()
-            ).float()
+            values[1:] = (matrix.to(values.device, torch.float64) @ values[1:].double()).float()
 
     def features(self, planes: Tensor, points: Tensor) -> Tensor:
-        """Sum of the three bilinear look-ups.
+        """Sum (S, P, F) of the three bilinear look-ups in planes (S, 3, F, K, K) at points (S, P, 3), scene units.
 
-        Args:
-            planes: (S, 3, F, K, K).
-            points: (S, P, 3), scene units; outside the cube the border's features continue.
-
-        Returns:
-            (S, P, F).
+        Outside the cube the border's features continue.
         """
         scenes, _, features, *side = planes.shape
         unit = points / self.config.half_extent
@@ -115,13 +103,13 @@ class TriPlaneRenderer(nn.Module):
         )
         return found.view(scenes, 3, features, -1).sum(dim=1).transpose(1, 2)
 
-    def field(self, planes: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
+    def field(self, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Density (S, P), per scene unit, not negative, and the latent head's outputs (S, P, c)."""
         raw = self.decoder(self.features(planes, points)).float()
         return F.softplus(raw[..., 0] - 1), raw[..., 1:]
 
     def forward(
-        self, planes: Tensor, origins: Tensor, directions: Tensor, limits: Optional[Tuple[Tensor, Tensor]] = None
+        self, planes: Tensor, origins: Tensor, directions: Tensor, limits: tuple[Tensor, Tensor] | None = None
     ) -> TriPlaneRender:
         """Render rays; samples are random in training and fixed in evaluation.
 
@@ -151,7 +139,7 @@ class TriPlaneRenderer(nn.Module):
             depth=expected_depth(weights, samples, far),
         )
 
-    def _at(self, planes: Tensor, origins: Tensor, directions: Tensor, samples: Tensor) -> Tuple[Tensor, Tensor]:
+    def _at(self, planes: Tensor, origins: Tensor, directions: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """The field at samples t (S, R, n): density (S, R, n) and heads (S, R, n, c)."""
         points = origins[..., None, :] + samples[..., None] * directions[..., None, :]
         density, heads = self.field(planes, points.flatten(1, 2))

@@ -1,4 +1,4 @@
-"""Marching, weights and accumulation of packed samples, against slow references that are easy to believe."""
+"""Marching and weights of packed samples, against slow references that are easy to believe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from igae_nerfstudio.rendering.occupancy_marching import (
-    MarchedSamples,
-    accumulate,
-    march_occupancy_grid,
-    render_weights,
-)
+from igae_nerfstudio.rendering.occupancy_marching import MarchedSamples, march_occupancy_grid, render_weights
 
 STEP = 0.0371
 """Not commensurate with the cells below, so that no midpoint is on a face."""
@@ -294,10 +289,7 @@ def test_empty_grid_gives_nothing_and_renders_zero() -> None:
     assert marched.ray_indices.dtype == torch.int64
     sigmas = torch.zeros(0, requires_grad=True)
     weights = render_weights(sigmas, marched.t_starts, marched.t_ends, marched.ray_indices, 6)
-    colors = accumulate(weights, torch.zeros(0, 4), marched.ray_indices, 6)
-    assert torch.equal(colors, torch.zeros(6, 4))
-    assert torch.equal(accumulate(weights, None, marched.ray_indices, 6), torch.zeros(6, 1))
-    colors.sum().backward()  # a training step on an empty batch must not fail
+    weights.sum().backward()  # a training step on an empty batch must not fail
 
 
 def test_no_rays() -> None:
@@ -405,8 +397,7 @@ def test_march_agrees_with_nerfacc(levels: int, cone_angle: float) -> None:
         our_starts, their_starts = ours.t_starts[same[ours.ray_indices]], theirs[1][same[theirs[0]]]
         assert float(((our_starts - their_starts).abs() > 1e-3).float().mean()) < 0.01
     else:
-        our_length = accumulate(ours.t_ends - ours.t_starts, None, ours.ray_indices, 512)
-        their_length = accumulate(theirs[2] - theirs[1], None, theirs[0], 512)
+        our_length, their_length = ours.t_ends - ours.t_starts, theirs[2] - theirs[1]
         assert abs(int(our_counts.sum()) - int(their_counts.sum())) < 0.02 * int(their_counts.sum())
         torch.testing.assert_close(our_length.sum(), their_length.sum(), rtol=0.02, atol=0.0)
 
@@ -457,18 +448,3 @@ def test_weights_of_a_ray_do_not_feel_other_rays() -> None:
 
     infinite = render_weights(torch.cat([wall * math.inf, thin]), t_starts, t_starts + 1.0, ray_indices, 2)
     assert torch.equal(infinite[200:], alone) and float(infinite[0]) == 1.0
-
-
-def test_accumulate_equals_loop() -> None:
-    sigmas, t_starts, t_ends, ray_indices, n_rays = ragged_samples()
-    weights = render_weights(sigmas, t_starts, t_ends, ray_indices, n_rays)
-    values = torch.randn(len(weights), 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    expected = torch.zeros(n_rays, 3, dtype=torch.float64)
-    opacity = torch.zeros(n_rays, 1, dtype=torch.float64)
-    for sample, ray in enumerate(ray_indices.tolist()):
-        expected[ray] += weights[sample] * values[sample]
-        opacity[ray] += weights[sample]
-    torch.testing.assert_close(accumulate(weights, values, ray_indices, n_rays), expected)
-    torch.testing.assert_close(accumulate(weights, None, ray_indices, n_rays), opacity)
-    weights, values = weights.requires_grad_(), values.requires_grad_()
-    assert torch.autograd.gradcheck(lambda w, v: accumulate(w, v, ray_indices, n_rays), (weights, values))

@@ -64,10 +64,9 @@ def test_weights_against_a_loop_and_a_constant_density() -> None:
 
 
 def test_expected_depth_of_a_wall_and_of_nothing() -> None:
-    samples = torch.tensor([[1.0, 2.0, 3.0]])
-    wall, nothing = torch.tensor([[0.0, 1.0, 0.0]]), torch.zeros(1, 3)
-    assert float(expected_depth(wall, samples)) == 2
-    assert float(expected_depth(nothing, samples, torch.tensor([5.0]))) == 5
+    weights = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.0]])
+    depth = expected_depth(weights, torch.tensor([1.0, 2.0, 3.0]).expand(3, 3), torch.tensor([5.0, 5.0, 5.0]))
+    assert depth.tolist() == [2, 5, 3.5]
 
 
 def test_importance_samples_follow_the_weights() -> None:
