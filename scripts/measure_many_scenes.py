@@ -7,9 +7,9 @@
 `compare` learns every new scene in every variant, a scene's variants one after another, so that a part of the scenes
 is a comparison too; run again, it goes on. JOINT is the --output-dir of an `igae-scenes train`. The kinds: `joint`, as
 it is; `plain`, without the shared planes, but with the renderer and the start that the joint training gives
-(`SharedPart.as_plain`); `scratch`, plain latent Tri-Planes from noise, which have nothing of it but the scale of the
+(`as_plain`); `scratch`, plain latent Tri-Planes from noise, which have nothing of it but the scale of the
 latents; `rgb`, plain Tri-Planes of colours from noise (configs/many_scenes/rgb.yaml). `learnt` takes what an
-`igae-scenes exploit` has learnt, FOLDER its --output-dir, for instance with exploit.train_shared. It writes
+`igae-scenes fit` has learnt, FOLDER its --output-dir, for instance with fit.train_shared. It writes
 results.json, table.md and comparison.png. `scale` writes scale.json and scale.png.
 """
 
@@ -29,13 +29,13 @@ import torch
 
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
+from igae_nerfstudio.config_files import read_yaml, with_settings
 from igae_nerfstudio.console import log
 from igae_nerfstudio.files import write_atomically
-from igae_nerfstudio.joint.accounting import Cost
-from igae_nerfstudio.joint.config import load_config, to_dict
-from igae_nerfstudio.joint.exploit import find_tasks, run_task
-from igae_nerfstudio.joint.many_scenes_config import ManyScenesConfig
-from igae_nerfstudio.joint.results import SharedPart, write_scene
+from igae_nerfstudio.joint.config import ManyScenesConfig
+from igae_nerfstudio.joint.fit import find_tasks, run_task
+from igae_nerfstudio.joint.results import SharedBasis, scene_state, write_scene
+from igae_nerfstudio.joint.scene_parameters import MicroMacroConfig
 from igae_nerfstudio.rendering.triplanes import TriPlaneRenderer
 
 COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:green", "tab:red", "tab:purple")
@@ -53,7 +53,7 @@ def main() -> None:
     compare.add_argument("--scenes", type=Path, nargs="+", required=True, help="folders of scenes")
     compare.add_argument("--output-dir", type=Path, required=True)
     compare.add_argument("--variants", nargs="+", required=True, metavar="NAME=FOLDER:KIND")
-    compare.add_argument("--set", nargs="*", default=[], help="settings over those of every variant")
+    compare.add_argument("--config", type=Path, nargs="*", default=[], help="YAML files over every variant's settings")
     compare.add_argument("--max-scenes", type=int, default=None)
     compare.add_argument("--joint-seconds", nargs="*", default=[], metavar="NAME=SECONDS", help="of CPU time")
     compare.add_argument("--only-report", action="store_true", help="learn nothing, write what is there")
@@ -76,17 +76,19 @@ def main() -> None:
 
 def run_comparison(arguments: argparse.Namespace) -> None:
     """Learn, and report after each scene."""
-    jobs: Dict[str, Tuple[SharedPart, List[Any]]] = {}
+    jobs: Dict[str, Tuple[SharedBasis, List[Any]]] = {}
     for item in arguments.variants:
         name, _, folder = item.partition("=")
         folder, _, kind = folder.partition(":")
         if kind not in KINDS:
             raise SystemExit(f"variant {item}: after the colon must stand one of {', '.join(KINDS)}")
         if kind == "learnt":
-            jobs[name] = (SharedPart.load(Path(folder)), finished_tasks(Path(folder), arguments.scenes))
+            jobs[name] = (SharedBasis.load(Path(folder)), finished_tasks(Path(folder), arguments.scenes))
             continue
         part = shared_part(Path(folder), kind)
-        config = load_config(overrides=arguments.set, of=ManyScenesConfig, base=to_dict(part.config))
+        config = part.config
+        for path in arguments.config:
+            config = with_settings(config, read_yaml(path), str(path))
         out = arguments.output_dir / name.replace("/", "-")
         jobs[name] = (part, find_tasks(arguments.scenes, part.folder, out, config)[: arguments.max_scenes])
     seconds = {name: float(value) for name, _, value in (item.partition("=") for item in arguments.joint_seconds)}
@@ -94,65 +96,69 @@ def run_comparison(arguments: argparse.Namespace) -> None:
         for name, task in zip(jobs, tasks):
             if task.result_path.exists() or arguments.only_report:
                 continue
-            outcome = run_task(task)
-            log(f"{time.strftime('%H:%M:%S')} {name}: {task.name}: {outcome.error or 'learnt'}")
+            scene, error = run_task(task)
+            log(f"{time.strftime('%H:%M:%S')} {name}: {scene}: {error or 'fitted'}")
         report(arguments.output_dir, jobs, seconds)
 
 
 @dataclasses.dataclass
 class FinishedTask:
-    """A scene that is learnt; what `SceneTask` says of it."""
+    """A scene that is fitted; what `SceneTask` says of it."""
 
-    name: str
+    scene: Path
     result_path: Path
 
 
 def finished_tasks(folder: Path, scenes: List[Path]) -> List[FinishedTask]:
-    """What `igae-scenes exploit` has learnt of some folders of scenes."""
+    """What `igae-scenes fit` has learnt of some folders of scenes."""
     results = {path.parent.name: path for path in folder.glob("scenes/*/result.json")}
-    names = sorted(scene.name for place in scenes for scene in place.iterdir() if scene.name in results)
-    return [FinishedTask(name, results[name]) for name in names]
+    found = sorted(scene for place in scenes for scene in place.iterdir() if scene.name in results)
+    return [FinishedTask(scene, results[scene.name]) for scene in found]
 
 
-def shared_part(folder: Path, kind: str) -> SharedPart:
+def shared_part(folder: Path, kind: str) -> SharedBasis:
     """Of a folder, as a kind of `KINDS`; all but the joint one in a folder beside it."""
-    part = SharedPart.load(folder)
+    part = SharedBasis.load(folder)
     if kind == "joint":
         return part
     beside = folder.with_name(f"{folder.name}-{kind}")
     if not (beside / "shared.pt").exists():
         beside.mkdir(exist_ok=True)
         torch.manual_seed(0)
-        joint, part = part, part.as_plain()
+        joint, part = part, as_plain(part, beside)
         if kind == "rgb":
-            config = load_config(CONFIGS / "rgb.yaml", of=ManyScenesConfig, base=to_dict(part.config))
-            part = dataclasses.replace(
-                part,
-                config=config,
-                latent_channels=3,
-                downscale=1,
-                normalizer=LatentNormalizer(3, "none"),
-                preview=LatentPreview(3),
-            )
+            part.config = with_settings(part.config, read_yaml(CONFIGS / "rgb.yaml"), "rgb.yaml")
+            part.latent_channels, part.downscale = 3, 1
+            part.normalizer, part.preview = LatentNormalizer(3, "none").state_dict(), LatentPreview(3).state_dict()
         else:
             (beside / "autoencoder").symlink_to((folder / "autoencoder").resolve())
         if kind != "plain":
-            background = torch.tensor(part.background) if kind == "rgb" else part.renderer.composite.background
-            part.renderer = TriPlaneRenderer(part.config.triplanes, part.latent_channels)
-            part.renderer.set_background(background)
-            part.config.exploit.start = "noise"
-        else:
-            for name, record in zip(joint.scenes, joint.training_records(len(joint.scenes))):
-                fused = joint.planes(record[None]).detach().flatten()
-                write_scene(beside / "scenes" / name, name, fused, beside, part)
-        part.save(beside)
-    return SharedPart.load(beside)
+            background = part.renderer["composite.background"]
+            renderer = TriPlaneRenderer(part.config.triplanes, part.latent_channels)
+            renderer.set_background(torch.tensor(part.background) if kind == "rgb" else background)
+            part.renderer, part.config.fit.start = renderer.state_dict(), "noise"
+        part.save()
+        if kind == "plain":
+            planes, model = joint.make_model().shared, part.make_model()
+            for name, code in zip(joint.scenes, joint.training_codes(len(joint.scenes))):
+                state = scene_state(name, planes(code[None]).detach().flatten(), model, part.config)
+                write_scene(beside / "scenes" / name, state, beside, part.sha256)
+    return SharedBasis.load(beside)
 
 
-def report(output_dir: Path, jobs: Dict[str, Tuple[SharedPart, List[Any]]], seconds: Dict[str, float]) -> None:
+def as_plain(basis: SharedBasis, folder: Path) -> SharedBasis:
+    """A basis without shared planes, for a folder: all F features are a scene's own, and a new one starts where it
+    would have. The renderer, the normalisation and the start are all that is left of the joint training."""
+    config = dataclasses.replace(basis.config, micro_macro=MicroMacroConfig(shared_planes=0))
+    with torch.no_grad():
+        mean = basis.make_model().shared(basis.mean_record[None])[0].flatten()
+    return dataclasses.replace(basis, config=config, planes={}, mean_record=mean, folder=folder)
+
+
+def report(output_dir: Path, jobs: Dict[str, Tuple[SharedBasis, List[Any]]], seconds: Dict[str, float]) -> None:
     """Means over the scenes that all variants have learnt."""
     found = {
-        name: {t.name: json.loads(t.result_path.read_text()) for t in tasks if t.result_path.exists()}
+        name: {t.scene.name: json.loads(t.result_path.read_text()) for t in tasks if t.result_path.exists()}
         for name, (_, tasks) in jobs.items()
     }
     names = sorted(set.intersection(*(set(results) for results in found.values())))
@@ -172,7 +178,7 @@ def report(output_dir: Path, jobs: Dict[str, Tuple[SharedPart, List[Any]]], seco
             "seconds": mean([result["seconds"] for result in each]),
             "bytes": {key: mean([result["bytes"][key] for result in each]) for key in each[0]["bytes"]},
             "bytes_on_disk": mean([result["bytes_on_disk"] for result in each]),
-            "bytes_shared": part.bytes_shared if part.planes.count else 0,
+            "bytes_shared": part.bytes_shared if part.planes else 0,
             "joint_cpu_seconds": seconds.get(name, 0.0),
             "psnr": {scene: last_phase(results[scene])["psnr"] for scene in names},
             "curve": mean_curve([result["curve"] for result in each]),
@@ -221,9 +227,9 @@ def markdown(summary: Dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def costs(row: Dict[str, Any]) -> Cost:
-    """In bytes."""
-    return Cost(row["bytes"]["total"], row["bytes_shared"])
+def cost(row: Dict[str, Any], scenes: float) -> float:
+    """Bytes per scene where so many share: own + shared / N."""
+    return row["bytes"]["total"] + row["bytes_shared"] / scenes
 
 
 def plot_comparison(path: Path, summary: Dict[str, Any]) -> None:
@@ -233,10 +239,10 @@ def plot_comparison(path: Path, summary: Dict[str, Any]) -> None:
     figure, (over_n, over_bytes, over_time) = new_figure(3)
     counts = [2 ** (i / 2) for i in range(0, 25)]
     for (name, row), colour in zip(summary["variants"].items(), COLOURS):
-        cost, psnr = costs(row), last_phase(row["phases"])["psnr"]
-        over_n.plot(counts, [cost.effective(n) / 1e3 for n in counts], color=colour, label=name)
+        psnr = last_phase(row["phases"])["psnr"]
+        over_n.plot(counts, [cost(row, n) / 1e3 for n in counts], color=colour, label=name)
         stops = (16, 100, 1000)
-        sizes = [cost.effective(n) / 1e3 for n in stops]
+        sizes = [cost(row, n) / 1e3 for n in stops]
         over_bytes.plot(sizes, [psnr] * 3, marker="o", color=colour, label=name)
         if row["bytes_shared"]:
             for count, size in zip(stops, sizes):
@@ -257,16 +263,11 @@ def plot_comparison(path: Path, summary: Dict[str, Any]) -> None:
 
 # --- Scale ---
 
-SCALE = (
-    "data.view_size=64",
-    "data.max_scenes=null",
-    "stage1.views_per_batch=8",
-    "stage1.views_per_scene=2",
-    "stage1.epochs=1000",
-    "stage2.views_per_batch=4",
-    "stage2.views_per_scene=2",
-    "stage2.epochs=1000",
-)
+SCALE = {
+    "data": {"view_size": 64, "max_scenes": None},
+    "stage1": {"views_per_batch": 8, "views_per_scene": 2, "epochs": 1000},
+    "stage2": {"views_per_batch": 4, "views_per_scene": 2, "epochs": 1000},
+}
 """Over configs/many_scenes/cpu.yaml."""
 
 
@@ -288,30 +289,27 @@ def run_scale(arguments: argparse.Namespace) -> None:
 
 def measure_scale(output_dir: Path, count: int, steps: int) -> None:
     """Step times and memory with `count` scenes of two views of 64 x 64 pixels."""
-    from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-    from igae_nerfstudio.joint.many_scenes_trainer import ManyScenesTrainer
+    from igae_nerfstudio.joint.compositions import begin, joint_trainer
+    from igae_nerfstudio.joint.trainer import make_optimizers
 
     folder = output_dir / f"scenes-{count}"
     if not folder.exists():
         write_balls(folder, count)
-    config = load_config(CONFIGS / "cpu.yaml", overrides=SCALE, of=ManyScenesConfig)
+    config = with_settings(ManyScenesConfig(), read_yaml(CONFIGS / "cpu.yaml"), "cpu.yaml")
     out = output_dir / f"training-{count}"
-    trainer = ManyScenesTrainer(config, folder, None, AutoencoderConfig(), out, tensorboard=False)
-    trainer._encode_all_views()
-    trainer._begin()
-    row: Dict[str, Any] = {"scenes": count, "record_numbers": trainer.shared.record_numbers}
+    trainer = joint_trainer(with_settings(config, SCALE, "SCALE"), folder, None, out, "bundled")
+    trainer.data.encode_views(trainer.accelerator)
+    begin(trainer)
+    row: Dict[str, Any] = {"scenes": count, "record_numbers": trainer.model.shared.code_numbers}
     memory = []
-    for stage in (1, 2):
-        trainer.stage, trainer.step = stage, 0
-        trainer.optimizers = trainer._make_optimizers()
-        schedule, times = trainer.schedule(stage), []
+    for stage in trainer.stages:
+        trainer.optimizers, times = make_optimizers(trainer.model, stage.settings), []
         for step in range(steps):
             start = time.process_time()
-            trainer.train_step(schedule.groups(step), schedule)
+            trainer.train_step(stage, step)
             times.append(time.process_time() - start)
-            trainer.step += 1
             memory.append(own_memory())
-        row[f"stage{stage}_step_seconds"] = statistics.median(times)
+        row[f"stage{stage.number}_step_seconds"] = statistics.median(times)
     row["peak_memory"] = max(memory)
     row["disk"] = sum(path.stat().st_size for path in (out / "cache" / "planes").iterdir())
     text = json.dumps(row).encode()

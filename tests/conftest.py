@@ -10,16 +10,13 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import Iterator
 
 import numpy as np
 import pytest
 import safetensors.torch  # noqa: F401  older diffusers use it without importing it
 import torch
 from PIL import Image
-
-if TYPE_CHECKING:
-    from igae_nerfstudio.joint.trainer import IGAETrainer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,24 +215,6 @@ def latent_config(method: str, scene: Path, autoencoder: Path, output_dir: Path,
         assert hasattr(config.pipeline, name), name
         setattr(config.pipeline, name, value)
     return config
-
-
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-def run_and_kill(trainer: IGAETrainer, stage: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a training up to the middle of a step, whose planes are already written, and no further."""
-    report = trainer._report
-
-    def killed(losses, progress):
-        if (trainer.stage, trainer.step) == (stage, step):
-            raise Killed
-        report(losses, progress)
-
-    monkeypatch.setattr(trainer, "_report", killed)
-    with pytest.raises(Killed):
-        trainer.run()
 
 
 def run_in_processes(count: int, *words: object) -> None:

@@ -119,16 +119,14 @@ def test_autoencoder_folder(name: str) -> None:
 
 
 def test_training_state_of_an_igae(tmp_path: Path) -> None:
-    from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig
-    from igae_nerfstudio.joint.config import load_config
-    from igae_nerfstudio.joint.trainer import IGAETrainer
+    from igae_nerfstudio.config_files import read_yaml, with_settings
+    from igae_nerfstudio.joint.compositions import train_igae
+    from igae_nerfstudio.joint.config import IGAEConfig
 
-    small = ["data.max_views=4", "stage1.epochs=1", "stage1.views_per_batch=4"]
-    more = ["weights.real_perceptual=0", "weights.real_autoencoding=0"]
-    config = load_config(ROOT / "configs" / "igae" / "debug.yaml", overrides=small + more)
-    trainer = IGAETrainer(config, ROOT / "demo", None, AutoencoderConfig(), tmp_path / "out", tensorboard=False)
-    trainer.run()
-    trainer.save_checkpoint()
+    config = with_settings(IGAEConfig(), read_yaml(ROOT / "configs" / "igae" / "debug.yaml"), "debug.yaml")
+    config.data.max_views, config.stage1.epochs, config.stage1.views_per_batch = 4, 1, 4
+    config.weights.real_perceptual = config.weights.real_autoencoding = 0
+    train_igae(config, ROOT / "demo", None, tmp_path / "out", "bundled", tensorboard=False)
     folder = tmp_path / "out" / "checkpoint"
     content = torch.load(folder / "state.pt", weights_only=True)
     check(content, table("igae-state"), {"c": 16, "S": 1})

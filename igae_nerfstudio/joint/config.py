@@ -1,36 +1,33 @@
-"""Settings of an IG-AE training, from YAML files that hold only what differs from the defaults.
+"""Settings of the joint trainer: of an IG-AE (`igae-train`), and of many scenes that share a basis (`igae-scenes`).
 
-The defaults are the paper's (table 10) where the paper gives a value.
+The defaults are those of the papers: table 10 of "Bringing NeRFs to the Latent Space: Inverse Graphics Autoencoder",
+and "Exploring 3D-aware Latent Spaces for Efficiently Learning Numerous Scenes" with its official code where that paper
+is silent. YAML files and command lines hold what differs (`config_files.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Type, TypeVar
-
-import yaml
+from typing import Literal
 
 from igae_nerfstudio.autoencoder.normalization import LatentNormalization
-from igae_nerfstudio.config_files import read_yaml, with_settings
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.joint.scene_parameters import MicroMacroConfig
 from igae_nerfstudio.rendering.triplanes import TriPlaneConfig
-
-C = TypeVar("C", bound="IGAEConfig")
 
 
 @dataclass
 class DataConfig:
-    """What is read."""
+    """Scenes and images to train on."""
 
     view_size: int = 128
     """Side of views and of crops of real images, pixels."""
-    max_scenes: Optional[int] = None
+    max_scenes: int | None = None
     """Take the first scenes only; None: all (paper: 500)."""
-    max_views: Optional[int] = None
+    max_views: int | None = None
     """Take so many training views of each scene, evenly over its list; None: all (paper: 300)."""
-    hold_out_every: Optional[int] = 20
+    hold_out_every: int | None = 20
     """Every so many-th real image is kept for validation; None: none is."""
 
 
@@ -64,16 +61,16 @@ class Stage2Config:
     """Views of one scene in a step."""
     real_per_batch: int = 3
     """Real images of a step, over all processes (table 10: 3)."""
-    latent_rescaling: Optional[float] = None
+    latent_rescaling: float | None = None
     """Before the stage begins, scale each direction of the latent space by the share of its variance that the
     Tri-Planes explain, at least by this (`joint/latent_basis.py`); None: leave it, as in the paper."""
     encoder_lr: float = 5e-5
     """Adam's rate for E (table 10: 5e-5)."""
     decoder_lr: float = 5e-5
     """Adam's rate for D (table 10: 5e-5)."""
-    convolutions_lr: Optional[float] = None
-    """Learning rate of Muon (`autoencoder/muon.py`) for the autoencoder's convolutions;
-    None: they learn with Adam, as in the paper. Much faster where there is little time."""
+    convolutions_lr: float | None = None
+    """Learning rate of Muon (`autoencoder/muon.py`) for the autoencoder's convolutions; None: they learn with Adam, as
+    in the paper. Much faster where there is little time."""
     planes_lr: float = 1e-4
     """Adam's rate for the planes (table 10: 1e-4)."""
     renderer_lr: float = 1e-4
@@ -125,7 +122,7 @@ class IGAEConfig:
     seed: int = 0
     """Of everything random."""
     minutes_per_checkpoint: float = 10.0
-    """Time between checkpoints; there is also one at the end of each stage."""
+    """Minutes between checkpoints; there is also one at the end of each stage."""
     steps_per_log: int = 20
     """Steps between lines of metrics.jsonl."""
     steps_per_figure: int = 1000
@@ -133,59 +130,144 @@ class IGAEConfig:
 
     def check(self) -> None:
         """Raises InputError for values that make no sense."""
-        for name in ("stage1", "stage2"):
-            stage = getattr(self, name)
-            for key in ("views_per_batch", "views_per_scene"):
-                if getattr(stage, key) < 1:
-                    raise InputError(f"{name}.{key} is {getattr(stage, key)}; it must be 1 or more")
-            if stage.epochs < 0:
-                raise InputError(f"{name}.epochs is {stage.epochs}; it must be 0 or more")
-            if stage.views_per_batch % stage.views_per_scene:
-                raise InputError(
-                    f"{name}.views_per_batch is {stage.views_per_batch}, no multiple of {name}.views_per_scene "
-                    f"({stage.views_per_scene})"
-                )
+        _check_stage("stage1", self.stage1)
+        _check_stage("stage2", self.stage2)
         rescaling = self.stage2.latent_rescaling
         if rescaling is not None and not 0 < rescaling <= 1:
             raise InputError(f"stage2.latent_rescaling is {rescaling}; it must be above 0 and at most 1")
-        for key, value in dataclasses.asdict(self.weights).items():
+        for key, value in vars(self.weights).items():
             if not value >= 0:
                 raise InputError(f"weights.{key} is {value}; it must be 0 or more")
-        for key, value in dataclasses.asdict(self.triplanes).items():
-            if key not in ("importance_samples", "jitter") and not value > 0:
-                raise InputError(f"triplanes.{key} is {value}; it must be above 0")
 
 
-def load_config(
-    *paths: Path, overrides: Sequence[str] = (), of: Type[Any] = IGAEConfig, base: Optional[Dict[str, Any]] = None
-) -> Any:
-    """Read YAML files.
-
-    Args:
-        paths: the files, later over earlier ones; keys that all leave out keep their defaults.
-        overrides: further settings such as `stage2.epochs=3`, over all.
-        of: which settings.
-        base: nested settings to start from, in place of the defaults.
-
-    Raises:
-        InputError: no such file, no YAML, a key that does not exist (with the nearest one that does), a value of
-            the wrong type, or values that make no sense.
-    """
-    config = with_settings(of(), base or {}, "the settings")
-    for path in paths:
-        config = with_settings(config, read_yaml(path), str(path))
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"the override '{key}' must read key=value, for instance stage2.epochs=3")
-        own = yaml.safe_load(value)
-        for name in reversed(key.split(".")):
-            own = {name: own}
-        config = with_settings(config, own, f"the override '{item}'")
-    config.check()
-    return config
+def _check_stage(name: str, stage: Stage1Config | Stage2Config) -> None:
+    if stage.views_per_batch < 1 or stage.views_per_scene < 1 or stage.epochs < 0:
+        raise InputError(f"{name} needs 1 view or more in a batch and of a scene, and 0 epochs or more")
+    if stage.views_per_batch % stage.views_per_scene:
+        raise InputError(
+            f"{name}.views_per_batch is {stage.views_per_batch}, no multiple of {name}.views_per_scene "
+            f"({stage.views_per_scene})"
+        )
 
 
-def to_dict(config: IGAEConfig) -> Dict[str, Any]:
-    """Nested dictionaries, all values included."""
-    return dataclasses.asdict(config)
+# --- Many scenes ---
+
+
+@dataclass
+class SharedStage1Config(Stage1Config):
+    """Latent supervision: rendered against encoded latents, autoencoder frozen."""
+
+    views_per_scene: int = 1
+    planes_lr: float = 1e-2
+    renderer_lr: float = 1e-2
+    plane_tv: float = 1e-4
+    weights_lr: float = 1e-2
+    """Adam's rate for each scene's weights of the shared planes, and its bias."""
+    shared_lr: float = 1e-2
+    """Adam's rate for the shared planes."""
+    renderer_epochs: int | None = 45
+    """The shared feature decoder learns for so many epochs and then rests; None: to the end."""
+    rays_per_view: int | None = None
+    """Latent pixels of each view in a step, at random; None: all. For RGB, where a view has thousands."""
+
+
+@dataclass
+class SharedStage2Config(Stage2Config):
+    """Scenes and autoencoder, through decoded renders."""
+
+    epochs: int = 50
+    views_per_batch: int = 32
+    views_per_scene: int = 1
+    encoder_lr: float = 1e-4
+    decoder_lr: float = 1e-4
+    planes_lr: float = 1e-3
+    renderer_lr: float = 1e-3
+    weights_lr: float = 1e-2
+    """As in stage 1."""
+    shared_lr: float = 1e-2
+    """As in stage 1."""
+
+
+@dataclass
+class FitConfig:
+    """New scenes, with the autoencoder and the shared basis learnt before (the paper's "exploitation")."""
+
+    latent_supervision: SharedStage1Config = field(
+        default_factory=lambda: SharedStage1Config(plane_tv=0.0, renderer_epochs=None, shared_lr=0.0)
+    )
+    """The first phase, as stage 1 of the joint training."""
+    rgb_alignment: SharedStage2Config = field(default_factory=lambda: SharedStage2Config(encoder_lr=0.0, shared_lr=0.0))
+    """The second phase: decoded renders against views alone."""
+    plane_tv: float = 0.0
+    """Weight of the planes' total variation in the second phase."""
+    lr_decay: float = 0.94157
+    """Factor on all rates per epoch of either phase (official code)."""
+    train_shared: bool = False
+    """Fit all scenes in one training, and the shared planes and one decoder with them; else each scene is fitted alone
+    beside the frozen basis. The rates are the phases' shared_lr."""
+    fine_tuned_decoder: Literal["all", "outer", "none"] = "all"
+    """What a scene fine-tunes and stores of the decoder: all of it, only the layers at its highest internal resolution,
+    or nothing."""
+    start: Literal["nearest", "mean", "noise"] = "mean"
+    """Where a new scene starts: the training scene whose renders are nearest to the new one's latents, the mean of all
+    training scenes, or noise, as in the official code."""
+    precision: Literal["half", "full"] = "half"
+    """Precision of the stored scene, with which it is also measured."""
+    steps_per_validation: int = 0
+    """Steps between measurements on held-out views, for a curve in result.json; 0: only after each phase. Their time
+    is not counted as the scene's."""
+    validation_views: int = 4
+    """Held-out views of those measurements; after each phase all are measured."""
+
+
+@dataclass
+class ManyScenesConfig(IGAEConfig):
+    """The joint training of many scenes, and the fitting of new ones."""
+
+    space: Literal["latent", "rgb"] = "latent"
+    """`rgb` has no autoencoder: Tri-Planes of colours, as the baseline."""
+    micro_macro: MicroMacroConfig = field(default_factory=MicroMacroConfig)
+    stage1: SharedStage1Config = field(default_factory=SharedStage1Config)
+    stage2: SharedStage2Config = field(default_factory=SharedStage2Config)
+    weights: WeightsConfig = field(
+        default_factory=lambda: WeightsConfig(real_autoencoding=0.0, real_perceptual=0.0, real_latent_tv=0.0)
+    )
+    fit: FitConfig = field(default_factory=FitConfig)
+    lr_decay: float = 1.0
+    """Factor on all rates per epoch, from 1 at the start of each stage."""
+
+    def check(self) -> None:
+        """Raises InputError for values that make no sense."""
+        super().check()
+        self.micro_macro.check(self.triplanes)
+        fit = self.fit
+        _check_stage("fit.latent_supervision", fit.latent_supervision)
+        _check_stage("fit.rgb_alignment", fit.rgb_alignment)
+        if self.space == "rgb" and self.stage2.epochs:
+            raise InputError("space is rgb, which has no autoencoder for stage 2; set stage2.epochs: 0")
+        rates = (fit.latent_supervision.shared_lr, fit.rgb_alignment.shared_lr)
+        if fit.train_shared and self.micro_macro.shared_planes and not any(rates):
+            raise InputError(
+                "fit.train_shared is set, and the shared planes' rates are 0; set fit.latent_supervision.shared_lr and "
+                "fit.rgb_alignment.shared_lr, or take configs/many_scenes/together.yaml"
+            )
+
+    def for_new_scenes(self) -> ManyScenesConfig:
+        """The fitting of new scenes as a training of its own: its phases are the stages."""
+        fit = self.fit
+        second = dataclasses.replace(fit.rgb_alignment)
+        if self.space == "rgb":
+            second.epochs = 0
+        if fit.fine_tuned_decoder == "none":
+            second.decoder_lr = 0.0
+        rgb_alone = WeightsConfig(
+            latent=0.0, rgb=1.0, scene_autoencoding=0.0, real_autoencoding=0.0, plane_tv=fit.plane_tv
+        )
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(self.data, max_scenes=None),
+            stage1=fit.latent_supervision,
+            stage2=second,
+            weights=rgb_alone,
+            lr_decay=fit.lr_decay,
+        )

@@ -9,8 +9,50 @@ stage 1 explain. Not in the paper, whose joint training has to find this by itse
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+from igae_nerfstudio.console import log
+from igae_nerfstudio.scenes.view_schedule import ViewGroup
+
+if TYPE_CHECKING:
+    from igae_nerfstudio.joint.trainer import Trainer
+
+BACKGROUND_RADIUS = 0.15
+"""Normalised latents nearer to the background's than this are taken for background."""
+
+
+@torch.no_grad()
+def rescale_latents(trainer: Trainer, smallest: float) -> None:
+    """At the end of stage 1, change autoencoder, normalisation and renderer so that what the Tri-Planes explain counts
+    most, and at least `smallest` of every direction; renders and autoencoded pictures stay what they are."""
+    model, accelerator = trainer.model, trainer.accelerator
+    shares, directions = explained_shares(*latents_on_objects(trainer))
+    matrix = consistent_basis(shares, directions, smallest).to(trainer.device)  # of y - 1/2
+    matrix = accelerator.reduce(matrix, reduction="mean")  # the same to the last bit in all processes
+    old = 4 * model.normalizer.std.double()
+    model.autoencoder.change_basis(matrix / old)  # of z
+    trainer.fit_latents(trainer.data.some_latents() @ (matrix / old).float().T)
+    model.renderer.change_latents((matrix.T / (4 * model.normalizer.std.double())).T)
+    if trainer.main:
+        log(f"Share of the variance of latents explained, by direction: {', '.join(f'{s:.2f}' for s in shares)}")
+
+
+def latents_on_objects(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """Encoded and rendered latents (n, c), normalised, of four views of every scene, away from the background."""
+    model, data = trainer.model, trainer.data
+    model.renderer.eval()
+    encoded, rendered = [], []
+    for scene, count in enumerate(data.counts):
+        batch = data.batch([ViewGroup(scene, tuple(range(0, count, max(1, count // 4))[:4]))])
+        assert batch.latents is not None
+        render, latents = model.render(batch), model.normalized(batch.latents)
+        there = (latents - model.renderer.composite.background).norm(dim=-1) > BACKGROUND_RADIUS
+        encoded.append(latents[there])
+        rendered.append(render[there])
+    return torch.cat(encoded), torch.cat(rendered)
 
 
 def explained_shares(latents: Tensor, rendered: Tensor) -> tuple[Tensor, Tensor]:

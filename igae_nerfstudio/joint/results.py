@@ -1,9 +1,9 @@
-"""What a training leaves: the part that scenes share, and scenes, as files that load with `weights_only=True`.
+"""What a training of many scenes leaves, as files that load with `weights_only=True`.
 
 SHARED/autoencoder/              diffusers' format (latent scenes)
-SHARED/shared.pt                 shared planes, renderer, normalisation, background, settings
-OUT/scenes/NAME/scene.pt         a scene's own part, with the way to SHARED
-OUT/scenes/NAME/result.json      its figures; written last, so a scene is done if and only if it is there
+SHARED/shared.pt                 shared basis, renderer, normalisation, background, settings
+OUT/scenes/NAME/scene.pt         a scene's code and what it fine-tuned, with the way to SHARED
+OUT/scenes/NAME/result.json      its numbers; written last, so a scene is done if and only if it is there
 """
 
 from __future__ import annotations
@@ -11,237 +11,220 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, first_line, load_autoencoder
-from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
-from igae_nerfstudio.autoencoder.preview import LatentPreview
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.autoencoder.identity import IdentityAutoencoder
+from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
+from igae_nerfstudio.config_files import to_plain, with_settings
+from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.files import write_atomically
-from igae_nerfstudio.joint.config import load_config, to_dict
-from igae_nerfstudio.joint.many_scenes_config import ManyScenesConfig
-from igae_nerfstudio.joint.micro_macro import MicroMacroConfig, MicroMacroPlanes, same_shapes
-from igae_nerfstudio.rendering.triplanes import TriPlaneRender, TriPlaneRenderer
+from igae_nerfstudio.joint.config import ManyScenesConfig
+from igae_nerfstudio.joint.model import JointModel
+from igae_nerfstudio.joint.scene_parameters import scene_parameters
+from igae_nerfstudio.scenes.plane_store import PlaneStore
 from igae_nerfstudio.scenes.scene_views import ViewCameras
 
 FORMAT = 1
 """Raised when older files can no longer be read."""
 
 SHARED_FILE, SCENE_FILE, RESULT_FILE = "shared.pt", "scene.pt", "result.json"
-
+MODULES = {"planes": "shared", "renderer": "renderer", "normalizer": "normalizer", "preview": "preview"}
+"""Entries of `shared.pt` that are states of parts of a `JointModel`."""
 RAYS_AT_ONCE = 8192
 """Rays rendered in one go where nothing is learnt."""
+PASS_SHARED = "pass the --output-dir of a finished `igae-scenes train` as --shared"
 
 
 @dataclass
-class SharedPart:
-    """What the scenes of a training share, and what a new one starts from."""
+class SharedBasis:
+    """What the scenes of a training share, and what a new one starts from: the content of `shared.pt`."""
 
     config: ManyScenesConfig
     latent_channels: int
     """c; 3 for RGB."""
     downscale: int
     """l; 1 for RGB."""
-    planes: MicroMacroPlanes
-    """With the shared planes B."""
-    renderer: TriPlaneRenderer
-    """With the latent background."""
-    normalizer: LatentNormalizer
-    preview: LatentPreview
+    planes: dict[str, Tensor]
+    """State of the shared basis B, in half precision in the file; empty for plain planes."""
+    renderer: dict[str, Tensor]
+    """State of the renderer, with the latent background."""
+    normalizer: dict[str, Tensor]
+    preview: dict[str, Tensor]
     mean_record: Tensor
-    """(L,), of the training scenes."""
-    background: Tuple[float, ...] = (1.0, 1.0, 1.0)
+    """(L,), the mean of the training scenes' codes."""
+    background: tuple[float, ...]
     """RGB in [0, 1] behind the scenes."""
-    scenes: List[str] = field(default_factory=list)
+    scenes: list[str]
     """Names of the training scenes."""
-    folder: Optional[Path] = None
-    """Where it was loaded from."""
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of `shared.pt`."""
-        assert self.folder is not None
-        return hashlib.sha256((self.folder / SHARED_FILE).read_bytes()).hexdigest()
-
-    @property
-    def bytes_shared(self) -> int:
-        """Of the shared planes and the renderer, as stored."""
-        renderer = 4 * sum(value.numel() for value in self.renderer.parameters())
-        return 2 * self.planes.shared_numbers + renderer
-
-    @property
-    def bytes_of_record(self) -> int:
-        """Of a scene's record, as stored."""
-        return bytes_per_number(self.config) * self.planes.record_numbers
-
-    def save(self, folder: Path) -> None:
-        """Write `shared.pt`, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "format": FORMAT,
-            "config": to_dict(self.config),
-            "latent_channels": self.latent_channels,
-            "downscale": self.downscale,
-            "planes": {name: value.half() for name, value in self.planes.state_dict().items()},
-            "renderer": self.renderer.state_dict(),
-            "normalizer": self.normalizer.state_dict(),
-            "preview": self.preview.state_dict(),
-            "mean_record": self.mean_record.half(),
-            "background": [float(value) for value in self.background],
-            "scenes": self.scenes,
-        }
-        write_atomically(folder / SHARED_FILE, lambda file: torch.save(state, file))
+    folder: Path
+    """Where it is, beside the autoencoder."""
 
     @classmethod
-    def load(cls, folder: Path) -> SharedPart:
+    def of(
+        cls, model: JointModel, config: ManyScenesConfig, codes: PlaneStore, scenes: list[str], folder: Path
+    ) -> SharedBasis:
+        """What trained scenes share, for a folder; a new scene starts at the mean of their codes."""
+        total = torch.zeros(model.shared.code_numbers, dtype=torch.float64)
+        for scene in range(len(codes)):
+            total += codes.load([scene])[0]
+        states = {name: model.get_submodule(part).state_dict() for name, part in MODULES.items()}
+        sizes = (model.autoencoder.latent_channels, model.autoencoder.downscale)
+        mean = (total / len(codes)).float()
+        return cls(
+            config, *sizes, **states, mean_record=mean, background=model.background, scenes=list(scenes), folder=folder
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> SharedBasis:
         """Read `shared.pt` of a folder.
 
         Raises:
             InputError: it is not there, or cannot be read.
         """
-        remedy = "pass the --output-dir of a finished `igae-scenes train` as --shared"
-        state = read_checkpoint(Path(folder) / SHARED_FILE, remedy)
+        path = folder / SHARED_FILE
+        content = read_checkpoint(path, PASS_SHARED)
         try:
-            return cls._from_state(state, Path(folder))
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            config = with_settings(ManyScenesConfig(), as_named_now(content.pop("config")), str(path))
+            del content["format"]
+            mean, background = content.pop("mean_record").float(), tuple(content.pop("background"))
+            return cls(config, mean_record=mean, background=background, folder=folder, **content)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} holds no shared basis ({one_line(error)}); {PASS_SHARED}") from error
+
+    def save(self) -> None:
+        """Write `shared.pt`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        content |= {"format": FORMAT, "config": to_plain(self.config), "mean_record": self.mean_record.half()}
+        content |= {"planes": {name: value.half() for name, value in self.planes.items()}}
+        del content["folder"]
+        write_atomically(self.folder / SHARED_FILE, lambda file: torch.save(content, file))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of `shared.pt`."""
+        return hashlib.sha256((self.folder / SHARED_FILE).read_bytes()).hexdigest()
+
+    @property
+    def bytes_shared(self) -> int:
+        """Of the shared planes and the renderer's network, as stored."""
+        network = [value for name, value in self.renderer.items() if name.startswith("decoder.")]
+        return sum(2 * value.numel() for value in self.planes.values()) + sum(4 * value.numel() for value in network)
+
+    def make_model(self) -> JointModel:
+        """A model as the joint training left it, with its autoencoder.
+
+        Raises:
+            InputError: states do not fit the settings, or there is no autoencoder.
+        """
+        config, folder = self.config, self.folder / "autoencoder"
+        autoencoder: TrainableAutoencoder | IdentityAutoencoder = IdentityAutoencoder()
+        if config.space == "latent":
+            if not folder.is_dir():
+                raise InputError(f"{folder} is missing; {PASS_SHARED}, with all that is in it")
+            autoencoder = TrainableAutoencoder(load_autoencoder(AutoencoderConfig(name_or_path=str(folder.resolve()))))
+        model = JointModel(config, autoencoder, scene_parameters(config.triplanes, config.micro_macro), self.background)
+        try:
+            for name, part in MODULES.items():
+                module = model.get_submodule(part)
+                # Plain planes of earlier versions have an entry without numbers.
+                module.load_state_dict({key: getattr(self, name)[key] for key in module.state_dict()})
+        except (KeyError, RuntimeError) as error:
             raise InputError(
-                f"{Path(folder) / SHARED_FILE} is no shared part, or one whose numbers are of other shapes than its "
-                f"settings say ({type(error).__name__}: {first_line(error)}); {remedy}"
+                f"{self.folder / SHARED_FILE} does not fit the settings of triplanes, micro_macro or space "
+                f"({one_line(error)}); leave these as the joint training had them"
             ) from error
+        return model
 
-    @classmethod
-    def _from_state(cls, state: Dict[str, Any], folder: Path) -> SharedPart:
-        config = load_config(of=ManyScenesConfig, base=state["config"])
-        channels = state["latent_channels"]
-        part = cls(
-            config=config,
-            latent_channels=channels,
-            downscale=state["downscale"],
-            planes=MicroMacroPlanes(config.triplanes, config.micro_macro),
-            renderer=TriPlaneRenderer(config.triplanes, channels),
-            normalizer=LatentNormalizer(channels, config.latent_normalization),
-            preview=LatentPreview(channels),
-            mean_record=state["mean_record"].float(),
-            background=tuple(state["background"]),
-            scenes=state["scenes"],
-            folder=folder,
-        )
-        for name in ("planes", "renderer", "normalizer", "preview"):
-            getattr(part, name).load_state_dict(state[name])
-        return part
-
-    @torch.no_grad()
-    def as_plain(self) -> SharedPart:
-        """The same without shared planes: all F features are a scene's own, and a new one starts where it would have.
-        The renderer, the normalisation and the start are all that is left of the joint training."""
-        config = dataclasses.replace(self.config, micro_macro=MicroMacroConfig(shared_planes=0))
-        return dataclasses.replace(
-            self,
-            config=config,
-            planes=MicroMacroPlanes(config.triplanes, config.micro_macro),
-            mean_record=self.planes(self.mean_record[None])[0].flatten(),
-            folder=None,
-        )
-
-    def training_records(self, limit: int) -> Iterator[Tensor]:
-        """Records (L,) of the training scenes, evenly spread where there are more than `limit`."""
-        assert self.folder is not None
-        names = self.scenes[:: max(1, -(-len(self.scenes) // limit))]
-        for name in names:
+    def training_codes(self, limit: int) -> Iterator[Tensor]:
+        """Codes (L,) of the training scenes, evenly spread where there are more than `limit`."""
+        for name in self.scenes[:: max(1, -(-len(self.scenes) // limit))]:
             path = self.folder / "scenes" / name / SCENE_FILE
             if path.exists():
-                state = read_checkpoint(path, "train again")
-                yield torch.cat([state["planes"].float(), state["weights"].float()])
-
-    def load_autoencoder(self) -> Optional[Autoencoder]:
-        """E and D, frozen; None for RGB."""
-        if self.config.space == "rgb":
-            return None
-        assert self.folder is not None
-        return load_autoencoder(AutoencoderConfig(name_or_path=str((self.folder / "autoencoder").resolve())))
-
-    def check_fits(self, config: ManyScenesConfig) -> None:
-        """Raises InputError where settings are not those that the shared part was learnt with."""
-        own = self.config
-        different = same_shapes((own.triplanes, own.micro_macro), (config.triplanes, config.micro_macro))
-        if not different:
-            pairs = {
-                "space": (own.space, config.space),
-                "data.view_size": (own.data.view_size, config.data.view_size),
-                "latent_normalization": (own.latent_normalization, config.latent_normalization),
-            }
-            different = ", ".join(f"{name} is {a} and {b}" for name, (a, b) in pairs.items() if a != b)
-        if different:
-            raise InputError(
-                f"{self.folder} was learnt with other settings than the config's: {different}; leave them out of the "
-                "config, or pass another --shared"
-            )
+                yield code_of(read_checkpoint(path, "train again"))
 
 
-def bytes_per_number(config: ManyScenesConfig) -> int:
-    """Of what a scene has of its own, as stored."""
-    return 2 if config.exploit.precision == "half" else 4
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, complete or not at all."""
+    text = json.dumps(content, indent=1).encode()
+    write_atomically(path, lambda file: file.write(text))
 
 
-def write_scene(
-    folder: Path,
+def as_named_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a file; `fit` was `exploit` in earlier versions."""
+    return {"fit" if name == "exploit" else name: value for name, value in settings.items()}
+
+
+# --- Scenes ---
+
+
+def scene_state(
     name: str,
-    own: Tensor,
-    shared_folder: Path,
-    shared: SharedPart,
-    renderer: Optional[Dict[str, Tensor]] = None,
-    decoder: Optional[Dict[str, Tensor]] = None,
-) -> Dict[str, int]:
-    """Write `scene.pt`, whole or not at all.
+    code: Tensor,
+    model: JointModel,
+    config: ManyScenesConfig,
+    renderer: Mapping[str, Tensor] = {},
+    decoder: Mapping[str, Tensor] = {},
+) -> dict[str, Any]:
+    """What `scene.pt` holds of a scene, in the precision of the settings.
+
+    Args:
+        name: of the scene.
+        code: (L,).
+        model: makes planes of codes.
+        config: settings.
+        renderer: the state of the scene's own renderer, where it has one.
+        decoder: those tensors of the autoencoder, by name, that it fine-tuned.
+    """
+    dtype, numbers = torch.float16 if config.fit.precision == "half" else torch.float32, model.shared.plane_numbers
+
+    def stored(value: Tensor) -> Tensor:
+        return value.detach().to("cpu", dtype, copy=True).contiguous()
+
+    return {
+        "format": FORMAT,
+        "name": name,
+        "triplanes": to_plain(config.triplanes),
+        "micro_macro": to_plain(config.micro_macro),
+        "planes": stored(code[:numbers]),
+        "weights": stored(code[numbers:]),
+        "renderer": {key: stored(value) for key, value in renderer.items()},
+        "decoder": {key: stored(value) for key, value in decoder.items()},
+    }
+
+
+def write_scene(folder: Path, state: dict[str, Any], shared: Path, sha256: str | None = None) -> dict[str, int]:
+    """Write `scene.pt`.
 
     Args:
         folder: of the scene.
-        name: of the scene.
-        own: its record (L,).
-        shared_folder: of the shared part.
-        shared: the same, loaded.
-        renderer: the state of the scene's own renderer, where it has one.
-        decoder: those tensors of the autoencoder, by name, that it fine-tuned.
+        state: of `scene_state`.
+        shared: folder of the basis.
+        sha256: of its `shared.pt`, where it is there already.
 
     Returns:
-        Bytes of each part.
+        Bytes of planes, weights, renderer and decoder.
     """
-    half = shared.config.exploit.precision == "half"
-
-    def stored(value: Tensor) -> Tensor:
-        return (value.half() if half else value.float()).detach().cpu().contiguous()
-
-    parts = {
-        "planes": stored(own[: shared.planes.plane_numbers]),
-        "weights": stored(own[shared.planes.plane_numbers :]),
-        "renderer": {key: stored(value) for key, value in (renderer or {}).items()},
-        "decoder": {key: stored(value) for key, value in (decoder or {}).items()},
-    }
     folder.mkdir(parents=True, exist_ok=True)
-    way = os.path.relpath(shared_folder.resolve(), folder.resolve())
-    config = to_dict(shared.config)
-    state = {
-        "format": FORMAT,
-        "name": name,
-        "shared": way,
-        "shared_sha256": shared.sha256 if shared.folder else None,
-        "triplanes": config["triplanes"],
-        "micro_macro": config["micro_macro"],
-        **parts,
-    }
-    write_atomically(folder / SCENE_FILE, lambda file: torch.save(state, file))
-    return {key: sum(v.numel() * v.element_size() for v in _tensors(part)) for key, part in parts.items()}
+    content = {**state, "shared": os.path.relpath(shared.resolve(), folder.resolve()), "shared_sha256": sha256}
+    write_atomically(folder / SCENE_FILE, lambda file: torch.save(content, file))
+    tensors = {name: [state[name]] for name in ("planes", "weights")}
+    tensors |= {name: list(state[name].values()) for name in ("renderer", "decoder")}
+    return {name: sum(value.numel() * value.element_size() for value in part) for name, part in tensors.items()}
 
 
-def _tensors(part: Any) -> List[Tensor]:
-    return list(part.values()) if isinstance(part, dict) else [part]
+def code_of(state: dict[str, Any]) -> Tensor:
+    """The code (L,) in the content of `scene.pt`."""
+    return torch.cat([state["planes"].float(), state["weights"].float()])
 
 
 @dataclass
@@ -250,127 +233,57 @@ class LearntScene:
 
     name: str
     planes: Tensor
-    """(3, F, K, K), fused."""
-    renderer: TriPlaneRenderer
-    normalizer: LatentNormalizer
-    autoencoder: Optional[Autoencoder]
-    """With the scene's fine-tuned decoder; None for RGB."""
-    preview: LatentPreview
-    config: ManyScenesConfig
-    downscale: int
-    background: Tuple[float, ...]
-    """RGB in [0, 1]."""
+    """T (3, F, K, K)."""
+    model: JointModel
+    """With the scene's own renderer and decoder, where it has them."""
 
-    def to(self, device: torch.device | str) -> LearntScene:
-        """Move everything that renders; returns itself."""
-        self.planes = self.planes.to(device)
-        for module in (self.renderer, self.normalizer, self.preview, self.autoencoder):
-            if module is not None:
-                module.to(device)
-        return self
-
+    @classmethod
     @torch.no_grad()
-    def render(self, cameras: ViewCameras) -> Tensor:
-        """Latents (n, h, w, c), normalised; of RGB scenes the colours."""
-        self.renderer.eval()
-        device = self.planes.device
-        origins, directions = cameras.latent_rays(self.downscale)
-        shape = origins.shape[:3]
-        rays = zip(origins.reshape(-1, 3).split(RAYS_AT_ONCE), directions.reshape(-1, 3).split(RAYS_AT_ONCE))
-        found: List[TriPlaneRender] = [
-            self.renderer(self.planes[None], o[None].to(device), d[None].to(device)) for o, d in rays
-        ]
-        return torch.cat([part.latents[0] for part in found]).view(*shape, -1)
+    def of(cls, state: dict[str, Any], model: JointModel) -> LearntScene:
+        """A scene of a state and the model of its basis, which stays as it is."""
+        planes = model.shared(code_of(state)[None].to(model.normalizer.mean.device))[0]
+        if state["renderer"] or state["decoder"]:
+            model = copy.deepcopy(model)
+            model.renderer.load_state_dict({**model.renderer.state_dict(), **state["renderer"]})
+            decoder = {f"module.{name}": value for name, value in state["decoder"].items()}
+            model.autoencoder.load_state_dict({**model.autoencoder.state_dict(), **decoder})
+        return cls(state["name"], planes, model)
 
     @torch.no_grad()
     def images(self, cameras: ViewCameras) -> Tensor:
-        """Decoded renders (n, 3, H, W) in [0, 1]."""
-        latents = self.normalizer.denormalize(self.render(cameras)).permute(0, 3, 1, 2)
-        if self.autoencoder is None:
-            return latents.clamp(0, 1)
-        size = (cameras.height, cameras.width)
-        return torch.cat([self.autoencoder.decode(part, size) for part in latents.split(8)])
+        """Decoded renders (n, 3, H, W) in [0, 1], on the planes' device."""
+        renderer, latent_rays = self.model.renderer.eval(), cameras.latent_rays(self.model.autoencoder.downscale)
+        origins, directions = (rays.to(self.planes.device) for rays in latent_rays)
+        rays = zip(origins.reshape(-1, 3).split(RAYS_AT_ONCE), directions.reshape(-1, 3).split(RAYS_AT_ONCE))
+        latents = torch.cat([renderer(self.planes[None], o[None], d[None]).latents[0] for o, d in rays])
+        views = latents.view(*origins.shape[:3], -1).split(8)
+        decoded = torch.cat([self.model.decode_render(part).clamp(0, 1) for part in views])
+        return decoded[..., : cameras.height, : cameras.width]
 
 
-def assemble(
-    shared: SharedPart,
-    name: str,
-    own: Tensor,
-    renderer: Optional[Dict[str, Tensor]] = None,
-    decoder: Optional[Dict[str, Tensor]] = None,
-    autoencoder: Optional[Autoencoder] = None,
-) -> LearntScene:
-    """A scene from its own part and the shared one; arguments as in `write_scene`, the autoencoder if it is loaded."""
-    with torch.no_grad():
-        planes = shared.planes(own.float()[None].to(shared.planes.shared.device))[0]
-    own_renderer = shared.renderer
-    if renderer:
-        own_renderer = copy.deepcopy(shared.renderer)
-        own_renderer.load_state_dict(renderer)
-    if decoder:
-        autoencoder = autoencoder or shared.load_autoencoder()
-        module = copy.deepcopy(autoencoder.module)
-        missing = set(decoder) - set(module.state_dict())
-        if missing:
-            raise InputError(f"scene {name} has decoder weights that its autoencoder lacks, such as {min(missing)}")
-        module.load_state_dict({**module.state_dict(), **decoder})
-        autoencoder = Autoencoder(module)
-    return LearntScene(
-        name=name,
-        planes=planes,
-        renderer=own_renderer,
-        normalizer=shared.normalizer,
-        autoencoder=autoencoder or shared.load_autoencoder(),
-        preview=shared.preview,
-        config=shared.config,
-        downscale=shared.downscale,
-        background=shared.background,
-    )
-
-
-def load_scene(folder: Path, shared_folder: Optional[Path] = None, shared: Optional[SharedPart] = None) -> LearntScene:
-    """A learnt scene.
-
-    Args:
-        folder: with a `scene.pt`.
-        shared_folder: of the shared part; None: where the scene says that it was.
-        shared: the same, if it is loaded.
+def load_scene(folder: Path, basis: SharedBasis | None = None) -> LearntScene:
+    """The scene of a folder with a `scene.pt`; its basis is where the scene says that it was, unless given.
 
     Raises:
-        InputError: a file is missing, cannot be read, or belongs to another M, F or K.
+        InputError: a file is missing, cannot be read, or belongs to another basis.
     """
-    folder = Path(folder)
     state = read_checkpoint(folder / SCENE_FILE, "pass a folder OUT/scenes/NAME of `igae-scenes`")
-    if shared is None:
-        shared = SharedPart.load(shared_folder or Path(os.path.normpath(folder.resolve() / state["shared"])))
-    own = load_config(
-        of=ManyScenesConfig,
-        base={**to_dict(shared.config), "triplanes": state["triplanes"], "micro_macro": state["micro_macro"]},
-    )
-    config = shared.config
-    different = same_shapes((config.triplanes, config.micro_macro), (own.triplanes, own.micro_macro))
-    if different:
+    basis = basis or SharedBasis.load(shared_of(folder, state))
+    model = basis.make_model()
+    if state["shared_sha256"] not in (None, basis.sha256) or code_of(state).numel() != model.shared.code_numbers:
         raise InputError(
-            f"scene {folder} does not belong to the shared part in {shared.folder}: {different}; pass the one that it "
-            "was learnt with"
+            f"scene {folder} was learnt with another shared basis than {basis.folder / SHARED_FILE} is now; learn the "
+            "scene again, or put the basis back that it was learnt with"
         )
-    if state["shared_sha256"] not in (None, shared.sha256):
-        raise InputError(
-            f"scene {folder} was learnt with another shared part than {shared.folder / SHARED_FILE} is now; pass the "
-            "one that it was learnt with, or learn the scene again"
-        )
-    record = torch.cat([state["planes"].float(), state["weights"].float()])
-    numbers = shared.planes.record_numbers
-    if record.numel() != numbers:
-        raise InputError(
-            f"{folder / SCENE_FILE} holds {record.numel()} numbers and its settings say {numbers}; learn it again"
-        )
-    renderer = {key: value.float() for key, value in state["renderer"].items()}
-    decoder = {key: value.float() for key, value in state["decoder"].items()}
-    return assemble(shared, state["name"], record, renderer, decoder)
+    return LearntScene.of(state, model)
 
 
-def read_checkpoint(path: Path, remedy: str) -> Dict[str, Any]:
+def shared_of(folder: Path, state: dict[str, Any]) -> Path:
+    """The folder of a scene's basis."""
+    return Path(os.path.normpath(folder.resolve() / state["shared"]))
+
+
+def read_checkpoint(path: Path, remedy: str) -> dict[str, Any]:
     """A file of this module.
 
     Raises:
@@ -382,8 +295,7 @@ def read_checkpoint(path: Path, remedy: str) -> Dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["format"]
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read ({reason}); {remedy}") from error
+        raise InputError(f"{path} cannot be read ({one_line(error)}); {remedy}") from error
     if version != FORMAT:
         raise InputError(f"{path} is of format {version} and this version reads {FORMAT}; make it again")
     return state

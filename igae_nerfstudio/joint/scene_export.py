@@ -1,8 +1,7 @@
 """A learnt scene as an ordinary run of Nerfstudio: what `ns-viewer`, `ns-render` and `ns-eval` open.
 
-The run's method is `igae-triplanes`. Its checkpoint holds the scene's fused planes (own and shared part together), the
-renderer, the normalisation and the scene's decoder, so that it needs neither the shared part nor the autoencoder. The
-one module here that imports Nerfstudio.
+The run's method is `igae-triplanes`. Its checkpoint holds the scene's fused planes (own and shared ones together), the
+renderer, the normalisation and the scene's decoder, so that it needs neither the basis nor the autoencoder.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import tempfile
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Sequence
 
 import torch
 import yaml
@@ -21,17 +20,21 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
 
+from igae_nerfstudio import method_configs
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
+from igae_nerfstudio.console import log
 from igae_nerfstudio.data.scene_record import SceneRecordConfig, save_scene_record
-from igae_nerfstudio.engine.trainer import LatentTrainerConfig
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.joint.exploit import HELD_OUT, PHASES
+from igae_nerfstudio.joint.config import ManyScenesConfig
+from igae_nerfstudio.joint.fit import HELD_OUT, PHASES
 from igae_nerfstudio.joint.results import (
     RESULT_FILE,
     SCENE_FILE,
     LearntScene,
-    SharedPart,
+    SharedBasis,
     load_scene,
     read_checkpoint,
+    shared_of,
 )
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.scenes.scene_views import is_srn_scene, read_scene
@@ -40,151 +43,140 @@ RECORD_FILE = "scene.pt"
 """In the run's folder: the cameras, as every latent run keeps them (`data/scene_record.py`)."""
 
 
-def export_scene(learnt_dir: Path, data: Path, output_dir: Path, timestamp: Optional[str] = None) -> Path:
-    """Write the run of a learnt scene, whole or not at all.
+def export_scenes(
+    learnt: tuple[Path, ...], scenes: Path, output_dir: Path = Path("outputs"), timestamp: str | None = None
+) -> None:
+    """Make learnt scenes ordinary runs of the method igae-triplanes, for ns-viewer, ns-render and ns-eval.
 
     Args:
-        learnt_dir: `OUT/scenes/NAME` of `igae-scenes train` or `exploit`.
-        data: the folder of the scene's views, or one in which it has a folder of its name.
-        output_dir: of Nerfstudio; the run is `NAME/igae-triplanes/TIMESTAMP` in it.
-        timestamp: the last part; None: now.
+        learnt: Folders OUT/scenes/NAME, or OUT for all of its scenes.
+        scenes: The folder of scenes that they were learnt from.
+        output_dir: The runs are NAME/igae-triplanes/TIMESTAMP in it.
+        timestamp: The last part of a run's folder; by default the time.
+    """
+    for folder in find_learnt(learnt):
+        log(f"ns-viewer --load-config {export_scene(folder, scenes, output_dir, timestamp)}")
+
+
+def export_scene(learnt_dir: Path, data: Path, output_dir: Path, timestamp: str | None = None) -> Path:
+    """Write the run of one scene, as `export_scenes` does; `data` may be the scene's own folder of views.
 
     Returns:
         The run's `config.yml`.
 
     Raises:
-        InputError: the scene cannot be read or has no latents, or the run cannot be written.
+        InputError: the scene cannot be read or has no latents, or the run exists already.
     """
     state = read_checkpoint(learnt_dir / SCENE_FILE, "pass a folder OUT/scenes/NAME of `igae-scenes`")
-    shared = SharedPart.load(Path(os.path.normpath(learnt_dir.resolve() / state["shared"])))
-    learnt = load_scene(learnt_dir, shared=shared)
-    if learnt.autoencoder is None:
-        raise InputError(
-            f"scene {learnt_dir} is one of colours (space: rgb), and igae-triplanes renders latents; export those that "
-            "were learnt in a latent space"
-        )
+    basis = SharedBasis.load(shared_of(learnt_dir, state))
+    if basis.config.space == "rgb":
+        raise InputError(f"scene {learnt_dir} is one of colours (space: rgb); export scenes of a latent space")
+    learnt = load_scene(learnt_dir, basis)
+    autoencoder = Autoencoder(learnt.model.autoencoder.module)
     data = views_of(learnt.name, data).resolve()
-    splits = read_splits(learnt, data)
+    splits = read_splits(basis.config, data, basis.background)
     timestamp = timestamp or datetime.now().strftime("%Y-%m-%d_%H%M%S")
-    config: Any = run_config(learnt, learnt_dir, data, output_dir, timestamp)
-    config.pipeline.autoencoder.name_or_path = str((shared.folder / "autoencoder").resolve())
-    step = config.pipeline.schedule().total_steps - 1
-    run = config.get_base_dir()
+    config = run_config(learnt, basis, learnt_dir, data, output_dir, timestamp)
+    config.pipeline.autoencoder.architecture = autoencoder.architecture
+    step, run = config.pipeline.schedule().total_steps - 1, config.get_base_dir()
     if run.exists():
         raise InputError(f"{run} exists already; choose another --timestamp")
-    try:
-        run.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place, under a hidden name: a process that dies leaves nothing that passes for a run.
-        with tempfile.TemporaryDirectory(dir=run.parent, prefix=f".{run.name}.") as folder:
-            new = Path(folder) / run.name
-            models = new / config.relative_model_dir
-            models.mkdir(parents=True)
-            state = {"step": step, "pipeline": pipeline_state(learnt, config, splits["train"])}
-            nothing: Dict[str, Any] = {"optimizers": {}, "schedulers": {}, "scalers": {}}
-            torch.save({**state, **nothing}, models / f"step-{step:09d}.ckpt")
-            save_scene_record(new / RECORD_FILE, data, splits)
-            splits["train"].save_dataparser_transform(new / "dataparser_transforms.json")
-            (new / "config.yml").write_text(yaml.dump(config), encoding="utf-8")
-            os.replace(new, run)
-    except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"the run of scene {learnt.name} cannot be written to {run} ({reason}); nothing of it is left: free some "
-            "space, or choose another --output-dir"
-        ) from error
+    run.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, under a hidden name: a process that dies leaves nothing that passes for a run.
+    with tempfile.TemporaryDirectory(dir=run.parent, prefix=f".{run.name}.") as folder:
+        new = Path(folder) / run.name
+        models = new / config.relative_model_dir
+        models.mkdir(parents=True)
+        content: dict[str, Any] = {"optimizers": {}, "schedulers": {}, "scalers": {}}
+        content |= {"step": step, "pipeline": pipeline_state(learnt, config, autoencoder, splits["train"])}
+        torch.save(content, models / f"step-{step:09d}.ckpt")
+        save_scene_record(new / RECORD_FILE, data, splits)
+        splits["train"].save_dataparser_transform(new / "dataparser_transforms.json")
+        (new / "config.yml").write_text(yaml.dump(config), encoding="utf-8")
+        os.replace(new, run)
     return run / "config.yml"
 
 
 def run_config(
-    learnt: LearntScene, learnt_dir: Path, data: Path, output_dir: Path, timestamp: str
-) -> LatentTrainerConfig:
+    learnt: LearntScene, basis: SharedBasis, learnt_dir: Path, data: Path, output_dir: Path, timestamp: str
+) -> Any:
     """The settings with which `ns-train igae-triplanes` would have come to this scene, as near as can be said."""
-    from igae_nerfstudio import method_configs
-
-    assert learnt.autoencoder is not None
     config: Any = deepcopy(method_configs.igae_triplanes.config)
     config.output_dir, config.experiment_name, config.timestamp = output_dir, learnt.name, timestamp
     config.data = data
-
-    pipeline = config.pipeline
-    pipeline.autoencoder.architecture = learnt.autoencoder.architecture
-    pipeline.latent_normalization = learnt.config.latent_normalization
+    pipeline, model, triplanes = config.pipeline, config.pipeline.model, basis.config.triplanes
+    pipeline.autoencoder.name_or_path = str((basis.path / "autoencoder").resolve())
+    pipeline.latent_normalization = basis.config.latent_normalization
     result = learnt_dir / RESULT_FILE
     if result.exists():
-        figures = json.loads(result.read_text(encoding="utf-8"))
-        steps = [max(1, int(figures.get(phase, {}).get("steps", 1))) for phase in PHASES.values()]
+        numbers = json.loads(result.read_text(encoding="utf-8"))
+        steps = [max(1, int(numbers.get(phase, {}).get("steps", 1))) for phase in PHASES.values()]
         pipeline.latent_supervision_steps, pipeline.rgb_alignment_steps = steps
-
     record = config.get_base_dir() / RECORD_FILE
     pipeline.datamanager.data = data
     pipeline.datamanager.dataparser = SceneRecordConfig(data=data, record=record)
     pipeline.datamanager.scene_record = record
-
-    triplanes, model = learnt.renderer.config, pipeline.model
     for name in ("resolution", "features", "hidden", "half_extent", "samples", "importance_samples"):
         setattr(model, name, getattr(triplanes, name))
-    model.latent_channels = learnt.renderer.latent_channels
+    model.latent_channels = basis.latent_channels
     return config
 
 
-def read_splits(learnt: LearntScene, data: Path) -> Dict[str, DataparserOutputs]:
+def read_splits(config: ManyScenesConfig, data: Path, background: Sequence[float]) -> dict[str, DataparserOutputs]:
     """The cameras and photos of each split, as the scene was learnt and measured."""
-    settings = learnt.config.data
+    size, extent = config.data.view_size, config.triplanes.half_extent
     found = {
-        "train": read_scene(data, "train", settings.view_size, settings.max_views),
-        "test": read_scene(data, HELD_OUT, settings.view_size),
+        "train": read_scene(data, "train", size, config.data.max_views),
+        "test": read_scene(data, HELD_OUT, size),
     }
     has_val = (data / "transforms_val.json").is_file() and not is_srn_scene(data)
-    found["val"] = read_scene(data, "val", settings.view_size) if has_val else found["test"]
-    extent = learnt.renderer.config.half_extent
+    found["val"] = read_scene(data, "val", size) if has_val else found["test"]
     splits = {}
     for split, scene in found.items():
         fx, fy, cx, cy = torch.from_numpy(scene.intrinsics).float()[..., None].unbind(1)
-        poses, size = torch.from_numpy(scene.poses).float(), settings.view_size
+        poses = torch.from_numpy(scene.poses).float()
         splits[split] = DataparserOutputs(
             image_filenames=[data / file for file in scene.files],
             cameras=Cameras(poses, fx, fy, cx, cy, width=size, height=size),
-            alpha_color=torch.tensor(learnt.background),
+            alpha_color=torch.tensor(background),
             scene_box=SceneBox(aabb=torch.tensor([[-extent] * 3, [extent] * 3])),
         )
     return splits
 
 
-def pipeline_state(learnt: LearntScene, config: LatentTrainerConfig, train: DataparserOutputs) -> Dict[str, Any]:
+def pipeline_state(learnt: LearntScene, config: Any, autoencoder: Autoencoder, train: DataparserOutputs) -> Any:
     """What a trained `LatentPipeline` would have in its checkpoint."""
-    assert learnt.autoencoder is not None
     scene = config.pipeline.model.setup(scene_box=train.scene_box, num_train_data=len(train.image_filenames))
     with torch.no_grad():
         scene.planes.copy_(learnt.planes)
-    scene.renderer.load_state_dict(learnt.renderer.state_dict())
+    scene.renderer.load_state_dict(learnt.model.renderer.state_dict())
     model = DecodedScene(
         scene=scene,
-        decoder=learnt.autoencoder.make_decoder(),
-        normalizer=learnt.normalizer,
-        architecture=learnt.autoencoder.architecture,
-        downscale=learnt.downscale,
+        decoder=autoencoder.make_decoder(),
+        normalizer=learnt.model.normalizer,
+        architecture=autoencoder.architecture,
+        downscale=autoencoder.downscale,
     )
-    model.preview.load_state_dict(learnt.preview.state_dict())
+    model.preview.load_state_dict(learnt.model.preview.state_dict())
     model.set_training_cameras(train.cameras)
-    state = model.cpu().state_dict()
-    return {f"_model.{name}": value for name, value in state.items()}
+    return {f"_model.{name}": value for name, value in model.cpu().state_dict().items()}
 
 
-def find_learnt(folders: Sequence[Path]) -> List[Path]:
-    """The folders of learnt scenes among these or in their `scenes/`, by name.
+def find_learnt(folders: Sequence[Path]) -> list[Path]:
+    """The folders of learnt scenes among these or in their `scenes/`.
 
     Raises:
         InputError: one holds none, or two scenes have one name.
     """
-    found: Dict[str, Path] = {}
+    found: dict[str, Path] = {}
     for folder in folders:
-        inside = [folder] if (folder / SCENE_FILE).is_file() else sorted((folder / "scenes").glob(f"*/{SCENE_FILE}"))
-        if not inside:
+        scenes = [path.parent for path in sorted((folder / "scenes").glob(f"*/{SCENE_FILE}"))]
+        scenes = [folder] if (folder / SCENE_FILE).is_file() else scenes
+        if not scenes:
             raise InputError(
                 f"{folder} holds no learnt scene; pass the --output-dir of igae-scenes, or OUT/scenes/NAME"
             )
-        for path in inside:
-            scene = path if path.is_dir() else path.parent
+        for scene in scenes:
             if scene.name in found:
                 raise InputError(f"two scenes have the name '{scene.name}': {found[scene.name]} and {scene}; pass one")
             found[scene.name] = scene

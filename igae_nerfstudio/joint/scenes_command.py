@@ -1,129 +1,104 @@
-"""`igae-scenes`: many scenes that share what is common, from views to finished scenes."""
+"""`igae-scenes`: many scenes that share a basis, from views to runs of Nerfstudio."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Dict, Optional, Tuple, Type
+from typing import Annotated, Sequence
 
 import tyro
 
-from igae_nerfstudio.joint import command as igae_train
+from igae_nerfstudio.config_files import parse_command
+from igae_nerfstudio.errors import InputError, reported_in_one_line
+from igae_nerfstudio.joint import command
+from igae_nerfstudio.joint.config import ManyScenesConfig
 
-if TYPE_CHECKING:
-    from igae_nerfstudio.joint.config import IGAEConfig
-    from igae_nerfstudio.joint.trainer import IGAETrainer
-
-
-@dataclass
-class TrainCommand(igae_train.TrainCommand):
-    """Train an autoencoder, shared planes and scenes together; run again, it goes on where it stopped."""
-
-    config: Tuple[Path, ...]
-    """YAML files such as configs/many_scenes/paper.yaml, later over earlier ones; the rest has the paper's values."""
-    output_dir: Path
-    """Where everything goes: checkpoints, metrics.jsonl, figures, autoencoder, what scenes share, and the scenes."""
-    images: Optional[Path] = None
-    """Folder of real images; only needed where weights.real_autoencoding is above 0."""
-    autoencoder: str = "bundled"
-    """What to start from: a folder in diffusers' format, a hub id, `bundled`, or `bundled-ae`."""
-    set: Tuple[str, ...] = ()
-    """Settings over those of the config, such as stage1.epochs=3 micro_macro.shared_planes=0."""
-
-    NAME: ClassVar[str] = "igae-scenes train"
-
-    def _settings_and_trainer(self) -> Tuple[Type[IGAEConfig], Type[IGAETrainer]]:
-        from igae_nerfstudio.joint.many_scenes_config import ManyScenesConfig
-        from igae_nerfstudio.joint.many_scenes_trainer import ManyScenesTrainer
-
-        return ManyScenesConfig, ManyScenesTrainer
+Settings = Annotated[ManyScenesConfig, tyro.conf.arg(name="")]
 
 
 @dataclass
-class ExploitCommand:
-    """Learn new scenes with what others share; run again, it goes on, and no finished scene is learnt twice."""
+class TrainCommand(command.TrainCommand):
+    """Train an autoencoder, a shared basis and scenes together; run again, it goes on where it stopped."""
 
-    scenes: Tuple[Path, ...]
+    settings: Settings
+
+
+@dataclass
+class FitCommand:
+    """Fit new scenes beside a shared basis; run again, it goes on, and no finished scene is fitted twice."""
+
+    scenes: tuple[Path, ...]
     """Folders of scenes in Blender or ShapeNet-SRN format; their test views are held out and measured."""
     shared: Path
-    """The --output-dir of a finished `igae-scenes train`."""
+    """The --output-dir of a finished `igae-scenes train`, whose settings are the defaults here."""
     output_dir: Path
     """Where everything goes: scenes/NAME/scene.pt and result.json."""
-    config: Tuple[Path, ...] = ()
+    settings: Settings
+    config: tuple[Path, ...] = ()
     """YAML files over the settings of the joint training."""
-    set: Tuple[str, ...] = ()
-    """Settings over those, such as exploit.fine_tuned_decoder=outer."""
     ray: bool = False
-    """Learn scenes side by side on Ray, on this machine's cores or GPUs (pip install 'igae-nerfstudio[ray]')."""
-    ray_address: Optional[str] = None
+    """Fit scenes side by side on Ray, on this machine's cores or GPUs (pip install 'ray>=2.48')."""
+    ray_address: str | None = None
     """HOST:PORT of a Ray cluster's head, or auto; all of its machines must see the folders under the same paths."""
-    ray_workers: Optional[int] = None
-    """Scenes at a time, where Ray has this machine alone; by default one for each core, or for each GPU."""
-    ray_gpus: Optional[float] = None
+    ray_workers: int | None = None
+    """Scenes at a time, where Ray has this machine alone; by default one for each core."""
+    ray_gpus: float | None = None
     """GPUs for a scene; below 1, scenes share one. By default 1 where there are GPUs."""
 
-    def run(self) -> None:
-        """Learn."""
-        from igae_nerfstudio.engine.interruption import ends_in_one_line
 
-        kept = f"while learning: finished scenes stay in {self.output_dir}; the same command goes on with the others"
-        with ends_in_one_line(kept):
-            self._run()
+def train(arguments: Sequence[str], prog: str) -> None:
+    """`igae-scenes train`."""
+    default = TrainCommand(tyro.MISSING, tyro.MISSING, ManyScenesConfig(), autoencoder="bundled")
+    own = parse_command(TrainCommand, default, arguments, prog)
+    from igae_nerfstudio.joint.compositions import train_scenes
 
-    def _run(self) -> None:
-        from igae_nerfstudio.errors import InputError
-        from igae_nerfstudio.joint.config import load_config, to_dict
-        from igae_nerfstudio.joint.exploit import exploit, one_after_another, say_report
-        from igae_nerfstudio.joint.many_scenes_config import ManyScenesConfig
-        from igae_nerfstudio.joint.results import SharedPart
-
-        own = to_dict(SharedPart.load(self.shared).config)
-        config = load_config(*self.config, overrides=self.set, of=ManyScenesConfig, base=own)
-        run_all: Callable[..., Any] = one_after_another
-        if self.ray or self.ray_address is not None:
-            from igae_nerfstudio.joint.on_ray import RayOptions, on_ray
-
-            if config.exploit.train_shared:
-                raise InputError("exploit.train_shared learns all scenes in one training; leave --ray out")
-            run_all = on_ray(RayOptions(self.ray_address, self.ray_workers, self.ray_gpus))
-        report = exploit(self.scenes, self.shared, self.output_dir, config, run_all)
-        say_report(report, self.output_dir)
-        if report.failed:
-            raise SystemExit(1)
+    train_scenes(own.settings, own.scenes, own.images, own.output_dir, own.autoencoder, own.tensorboard, own.wandb)
 
 
-@dataclass
-class ExportCommand:
-    """Make learnt scenes ordinary runs of the method igae-triplanes, for ns-viewer, ns-render and ns-eval."""
+def fit(arguments: Sequence[str], prog: str) -> None:
+    """`igae-scenes fit`."""
+    from igae_nerfstudio.joint.fit import RunAll, fit_scenes, log_report, one_after_another
+    from igae_nerfstudio.joint.results import SharedBasis
 
-    learnt: Tuple[Path, ...]
-    """Folders OUT/scenes/NAME, or OUT for all of its scenes."""
-    scenes: Path
-    """The folder of scenes that they were learnt from."""
-    output_dir: Path = Path("outputs")
-    """The runs are NAME/igae-triplanes/TIMESTAMP in it."""
-    timestamp: Optional[str] = None
-    """The last part of a run's folder; by default the time."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--shared", type=Path)
+    shared = finder.parse_known_args(arguments)[0].shared
+    settings = ManyScenesConfig() if shared is None else SharedBasis.load(shared).config
+    own = parse_command(FitCommand, FitCommand(*[tyro.MISSING] * 3, settings), arguments, prog)
+    run_all: RunAll = one_after_another
+    if own.ray or own.ray_address is not None:
+        from igae_nerfstudio.joint.on_ray import RayOptions, on_ray
 
-    def run(self) -> None:
-        """Write a run for each scene."""
-        from igae_nerfstudio.console import log
-        from igae_nerfstudio.engine.interruption import ends_in_one_line
-
-        with ends_in_one_line(f"while writing runs: those that were named are whole, in {self.output_dir}"):
-            from igae_nerfstudio.joint.scene_export import export_scene, find_learnt
-
-            for folder in find_learnt(self.learnt):
-                log(f"ns-viewer --load-config {export_scene(folder, self.scenes, self.output_dir, self.timestamp)}")
+        if own.settings.fit.train_shared:
+            raise InputError("fit.train_shared fits all scenes in one training; leave --ray out")
+        run_all = on_ray(RayOptions(own.ray_address, own.ray_workers, own.ray_gpus))
+    report = fit_scenes(own.scenes, own.shared, own.output_dir, own.settings, run_all)
+    log_report(report, own.output_dir)
+    if report.failed:
+        sys.exit(1)
 
 
-COMMANDS: Dict[str, Callable[..., Any]] = {"train": TrainCommand, "exploit": ExploitCommand, "export": ExportCommand}
-"""The subcommands by name."""
+def export(arguments: Sequence[str], prog: str) -> None:
+    """`igae-scenes export`."""
+    from igae_nerfstudio.joint.scene_export import export_scenes  # imports Nerfstudio
+
+    tyro.cli(export_scenes, args=arguments, prog=prog)
 
 
-def main() -> None:
-    """The console script."""
-    tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__).run()
+COMMANDS = {"train": train, "fit": fit, "exploit": fit, "export": export}
+"""The subcommands by name; `exploit` is the paper's word for fitting new scenes."""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """The command; arguments and name are by default those of the process."""
+    arguments, prog = sys.argv[1:] if arguments is None else arguments, prog or "igae-scenes"
+    parser = argparse.ArgumentParser(prog, description=__doc__)
+    parser.add_argument("command", choices=COMMANDS, help="`COMMAND --help` shows its options; exploit is fit")
+    name = parser.parse_args(arguments[:1]).command
+    with reported_in_one_line():
+        COMMANDS[name](arguments[1:], f"{prog} {name}")
 
 
 if __name__ == "__main__":

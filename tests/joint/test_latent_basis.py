@@ -8,13 +8,14 @@ import pytest
 import torch
 from conftest import tiny_autoencoder, write_blender_scene
 from diffusers import AutoencoderDC
+from many_scenes_data import started
 
-from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.joint.compositions import joint_trainer
 from igae_nerfstudio.joint.config import IGAEConfig
-from igae_nerfstudio.joint.latent_basis import consistent_basis, explained_shares, spreading_rotation
-from igae_nerfstudio.joint.trainer import IGAETrainer
+from igae_nerfstudio.joint.latent_basis import consistent_basis, explained_shares, rescale_latents, spreading_rotation
 from igae_nerfstudio.scenes.view_schedule import ViewGroup
 
 
@@ -79,25 +80,21 @@ def test_renders_and_pictures_stay_what_they_were(tmp_path: Path) -> None:
     config.stage1.epochs, config.stage1.views_per_batch, config.stage1.views_per_scene = 150, 4, 2
     config.stage1.planes_lr, config.stage1.renderer_lr = 3e-2, 1e-2
     config.weights.real_autoencoding = 0.0
-    source = AutoencoderConfig(name_or_path=str(tmp_path / "autoencoder"))
-    trainer = IGAETrainer(config, tmp_path / "scenes", None, source, tmp_path / "out", tensorboard=False)
-    trainer._encode_all_views()
-    trainer._begin()
-    trainer._run_stage(1)
+    trainer = started(joint_trainer(config, tmp_path / "scenes", None, tmp_path / "out", str(tmp_path / "autoencoder")))
+    stage, model = trainer.stages[0], trainer.model
+    for step in range(stage.steps):
+        trainer.train_step(stage, step)
 
     def look() -> tuple[torch.Tensor, ...]:
-        trainer.stage = 2
-        trainer.renderer.eval()
+        model.renderer.eval()
         with torch.no_grad():
-            trainer._set_background()
-            batch = trainer._scene_batch([ViewGroup(1, (0, 2))], [1])
-            latents = trainer.autoencoder.encode(batch.images)
-            rendered = trainer.render(batch)
-            error = (rendered.latents - trainer._like(trainer._normalized(latents), rendered)).square().mean()
-            return trainer.decode_render(rendered, 2), trainer.autoencoder.decode(latents), error
+            batch = trainer.data.batch([ViewGroup(1, (0, 2))], images=True)
+            latents, rendered = model.encode(batch.images), model.render(batch)
+            error = (rendered - model.normalized(latents)).square().mean()
+            return model.decode_render(rendered), model.decode(latents), error
 
     before = look()
-    trainer._rescale_latents(0.1)
+    rescale_latents(trainer, 0.1)
     after = look()
     torch.testing.assert_close(after[0], before[0], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(after[1], before[1], atol=1e-3, rtol=1e-3)

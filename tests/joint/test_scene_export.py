@@ -12,29 +12,29 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from many_scenes_data import small_config
+from many_scenes_data import RGB, small_config, train, write_data, write_scenes
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.viewer.utils import CameraState, get_camera
 from PIL import Image
-from small_job import SIZE, train_shared, write_scenes
 from test_commands import command
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.joint.exploit import exploit
+from igae_nerfstudio.joint.fit import fit_scenes
 from igae_nerfstudio.joint.results import load_scene
 from igae_nerfstudio.joint.scene_export import export_scene, find_learnt
 from igae_nerfstudio.scenes.scene_views import SceneViews
 
 NAMES = ("ball", "srn-ball")
+SIZE = 48
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`shared/`, `scenes/` and, learnt, `out/`: a Blender scene and a ShapeNet-SRN one."""
     folder = tmp_path_factory.mktemp("export")
-    shared, scenes = train_shared(folder), write_scenes(folder / "scenes", NAMES)
-    report = exploit([scenes], shared, folder / "out", small_config())
+    shared, scenes = train(write_data(folder), folder / "shared"), write_scenes(folder / "scenes", NAMES)
+    report = fit_scenes([scenes], shared, folder / "out", small_config())
     assert sorted(report.learnt) == list(NAMES) and not report.failed
     return folder
 
@@ -166,15 +166,6 @@ def test_a_run_trains_on(job: Path, tmp_path: Path) -> None:
 # What can go wrong
 
 
-def test_a_full_disk_leaves_nothing_and_one_line(job: Path, tmp_path: Path, small_disk: None) -> None:
-    with pytest.raises(InputError) as raised:
-        export_scene(job / "out" / "scenes" / "ball", job / "scenes", tmp_path / "runs", "now")
-    text = str(raised.value)
-    assert "\n" not in text and "cannot be written" in text and "nothing of it is left" in text
-    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
-    assert not (tmp_path / "runs" / "ball" / "igae-triplanes" / "now").exists()
-
-
 def test_what_cannot_be_exported_is_named(job: Path, tmp_path: Path) -> None:
     ball, scenes = job / "out" / "scenes" / "ball", job / "scenes"
 
@@ -194,7 +185,7 @@ def test_what_cannot_be_exported_is_named(job: Path, tmp_path: Path) -> None:
         find_learnt([job / "out", ball])
 
 
-def test_colours_are_no_latents(tmp_path: Path) -> None:
-    shared = train_shared(tmp_path, "space=rgb", "stage2.epochs=0", "stage1.rays_per_view=64")
+def test_colours_are_no_latents(job: Path, tmp_path: Path) -> None:
+    shared = train(job, tmp_path / "rgb", RGB)
     with pytest.raises(InputError, match="one of colours"):
-        export_scene(shared / "scenes" / "a", tmp_path / "train", tmp_path / "runs")
+        export_scene(shared / "scenes" / "a", job / "train", tmp_path / "runs")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from igae_nerfstudio.joint.losses import moment_shift
+from igae_nerfstudio.joint.objectives import moment_shift
 from igae_nerfstudio.rendering.total_variation import plane_variation, total_variation
 from igae_nerfstudio.rendering.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
 

@@ -1,0 +1,164 @@
+"""What a stage minimises: named terms of a model and a batch, and their weights (paper, equations 5 to 14).
+
+An objective only computes terms whose weight is not 0. Gradients: phi are E's weights, psi D's, tau the renderer's, and
+T the planes, hence codes and what the scenes share.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igae_nerfstudio.errors import InputError, one_line
+from igae_nerfstudio.joint.config import WeightsConfig
+from igae_nerfstudio.joint.model import Batch, JointModel
+from igae_nerfstudio.rendering.total_variation import plane_variation, total_variation
+
+Losses = dict[str, Tensor]
+"""Terms by the names of their weights, unweighted scalars."""
+
+
+class Objective(Protocol):
+    """The terms of a batch, and the lambda of each."""
+
+    weights: dict[str, float]
+
+    def __call__(self, model: JointModel, batch: Batch) -> Losses: ...
+
+
+def weighted_sum(objective: Objective, losses: Losses) -> Tensor:
+    """L, equation 12."""
+    return sum((objective.weights[name] * value for name, value in losses.items()), start=torch.zeros(()))
+
+
+class LatentSupervision:
+    """Stage 1 (section 4.2): renders against latents that were encoded before; E and D rest.
+
+    Args:
+        plane_tv: weight of the planes' total variation.
+    """
+
+    def __init__(self, plane_tv: float) -> None:
+        self.weights = {"latent": 1.0, "plane_tv": plane_tv}
+
+    def __call__(self, model: JointModel, batch: Batch) -> Losses:
+        """`latent` has gradients to tau and T, `plane_tv` to T."""
+        losses = {"latent": F.mse_loss(model.render(batch), model.normalized(_given(batch.latents)))}
+        if self.weights["plane_tv"]:
+            losses["plane_tv"] = plane_variation(batch.planes)
+        return losses
+
+
+class JointObjective:
+    """Stage 2: L = L_3D(phi, psi, tau) + L_ae(phi, psi), equation 12.
+
+    Args:
+        weights: the lambdas.
+        sample_posterior: draw latents from the posterior of a variational encoder.
+        perceptual: LPIPS, where its weight is not 0.
+    """
+
+    def __init__(
+        self, weights: WeightsConfig, sample_posterior: bool = False, perceptual: PerceptualLoss | None = None
+    ) -> None:
+        self.sample, self.perceptual = sample_posterior, perceptual
+        real = weights.real_autoencoding  # the lambda in front of the whole of equation 10
+        self.weights = {
+            "latent": weights.latent,
+            "rgb": weights.rgb,
+            "scene_autoencoding": weights.scene_autoencoding,
+            "plane_tv": weights.plane_tv,
+            "real_autoencoding": real,
+            "real_perceptual": real * weights.real_perceptual,
+            "real_latent_tv": real * weights.real_latent_tv,
+            "real_latent_moments": weights.real_latent_moments,
+        }
+
+    def __call__(self, model: JointModel, batch: Batch) -> Losses:
+        """All terms."""
+        return {**self.scene_losses(model, batch), **self.real_losses(model, batch)}
+
+    def scene_losses(self, model: JointModel, batch: Batch) -> Losses:
+        """L_3D and L_ae (synth) on views of scenes (equations 5 to 9).
+
+        `latent` has gradients to phi, tau and T, `rgb` to psi, tau and T, `scene_autoencoding` to phi and psi,
+        `plane_tv` to T.
+        """
+        weights, images = self.weights, _given(batch.images)
+        losses: Losses = {}
+        model.update_background()
+        if weights["latent"] or weights["scene_autoencoding"]:
+            latents = model.encode(images, self.sample)  # z = E(x)
+        if weights["latent"] or weights["rgb"]:
+            rendered = model.render(batch)  # y~ = R(T, p)
+        if weights["latent"]:
+            losses["latent"] = F.mse_loss(rendered, model.normalized(latents))  # equation 6
+        if weights["rgb"]:
+            losses["rgb"] = F.mse_loss(model.decode_render(rendered), images)  # equation 7
+        if weights["scene_autoencoding"]:
+            losses["scene_autoencoding"] = F.mse_loss(model.decode(latents), images)  # equation 9
+        if weights["plane_tv"]:
+            losses["plane_tv"] = plane_variation(batch.planes)  # equation 14
+        return losses
+
+    def real_losses(self, model: JointModel, batch: Batch) -> Losses:
+        """L_ae (real), equation 10, to phi and psi; none where the batch has no real images."""
+        if batch.real is None:
+            return {}
+        latents = model.encode(batch.real, self.sample)
+        decoded = model.decode(latents)
+        losses = {"real_autoencoding": F.mse_loss(decoded, batch.real)}
+        if self.perceptual is not None:
+            losses["real_perceptual"] = self.perceptual(decoded, batch.real)
+        if self.weights["real_latent_tv"]:
+            losses["real_latent_tv"] = total_variation(model.normalized(latents).permute(0, 3, 1, 2), 2, 1)
+        if self.weights["real_latent_moments"]:
+            losses["real_latent_moments"] = moment_shift(model.real_normalizer.normalize(latents.permute(0, 2, 3, 1)))
+        return losses
+
+
+def _given(part: Tensor | None) -> Tensor:
+    assert part is not None, "the stage's batches have no such part"
+    return part
+
+
+def moment_shift(latents: Tensor) -> Tensor:
+    """How far mean and standard deviation of normalised latents (..., c) are from 1/2 and 1/4, in units of the latter:
+    the mean over channels of (4 std - 1)^2 + (4 mean - 2)^2. Not in the paper."""
+    std, mean = torch.std_mean(latents.flatten(0, -2).float(), dim=0)
+    return ((4 * std - 1).square() + (4 * mean - 2).square()).mean()
+
+
+class PerceptualLoss(nn.Module):
+    """L_p of equation 10: LPIPS (Zhang et al. 2018) with AlexNet, frozen.
+
+    Raises:
+        InputError: its weights are neither in torch's cache nor can be fetched.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            import lpips
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it calls torchvision in an older way
+                self.network: nn.Module = lpips.LPIPS(net="alex", verbose=False)
+        except Exception as error:
+            raise InputError(
+                f"the perceptual loss needs AlexNet's weights, which cannot be had ({one_line(error)}); fetch them "
+                "once where there is a network, or set weights.real_perceptual: 0"
+            ) from error
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> PerceptualLoss:
+        """Always in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The mean distance of images (B, 3, H, W) about [0, 1]; gradient to `images`."""
+        return self.network(2 * images - 1, 2 * targets - 1).mean()
