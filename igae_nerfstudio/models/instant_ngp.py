@@ -1,13 +1,17 @@
 """Instant-NGP (Mueller et al. 2022), on CUDA and on the CPU, in RGB and with a latent head.
 
+    MarchedNGP          Nerfstudio's own model, which trains on machines without CUDA too
+    RGBInstantNGP       its field as Nerfstudio means it, evaluated faster
+    LatentInstantNGP    rendering latents
+
 On CUDA, nerfacc's compiled kernels march the occupancy grid and tinycudann evaluates the field where it can be
 imported. Everywhere else `rendering/occupancy_marching.py` marches the same grid in plain torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Dict, Tuple, Type
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
@@ -22,6 +26,7 @@ from torch import Tensor
 from igae_nerfstudio.console import log
 from igae_nerfstudio.models.latent_model import LatentModel, LatentModelConfig, built_for_cuda
 from igae_nerfstudio.models.nerfacto_field import give_latent_head
+from igae_nerfstudio.rendering.hash_encoding import use_fast_hash_encoding
 from igae_nerfstudio.rendering.nerfacc_kernels import kernels_work
 from igae_nerfstudio.rendering.occupancy_marching import march_occupancy_grid, render_weights
 
@@ -30,20 +35,21 @@ from igae_nerfstudio.rendering.occupancy_marching import march_occupancy_grid, r
 class MarchedNGPConfig(InstantNGPModelConfig):
     """Nerfstudio's Instant-NGP, which trains on machines without CUDA too."""
 
-    _target: Type = field(default_factory=lambda: MarchedNGP)
+    _target: type = field(default_factory=lambda: MarchedNGP)
 
 
 class MarchedNGP(NGPModel):
     """Nerfstudio's model; where its compiled kernels cannot run, plain torch marches its occupancy grid."""
 
     def populate_modules(self) -> None:
+        self.config = replace(self.config)  # Nerfstudio writes the step size that it chooses into it
         super().populate_modules()
         self.compiled = built_for_cuda(self) and kernels_work()
 
-    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         return super().get_outputs(ray_bundle) if self.compiled else self._march(ray_bundle)
 
-    def _march(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+    def _march(self, ray_bundle: RayBundle) -> dict[str, Any]:
         """Nerfstudio's `get_outputs` without compiled kernels."""
         num_rays = len(ray_bundle)
         samples, ray_indices = self._samples(ray_bundle)
@@ -65,7 +71,7 @@ class MarchedNGP(NGPModel):
             "num_samples_per_ray": torch.bincount(ray_indices, minlength=num_rays),
         }
 
-    def _samples(self, ray_bundle: RayBundle) -> Tuple[RaySamples, Tensor]:
+    def _samples(self, ray_bundle: RayBundle) -> tuple[RaySamples, Tensor]:
         """What Nerfstudio's `VolumetricSampler` returns: packed samples (n, 1) and the ray of each, (n,)."""
         nears, fars = ray_bundle.nears, ray_bundle.fars
         marched = march_occupancy_grid(
@@ -91,37 +97,23 @@ class MarchedNGP(NGPModel):
 
 
 @dataclass
-class LatentInstantNGPConfig(LatentModelConfig, InstantNGPModelConfig):
-    """Nerfstudio's Instant-NGP, rendering latents."""
+class RGBInstantNGPConfig(MarchedNGPConfig):
+    """Instant-NGP in RGB, computed faster where tinycudann is not there."""
 
-    _target: Type = field(default_factory=lambda: LatentInstantNGP)
-    grid_resolution: int = 64
-    """Cells along a side of each level of the occupancy grid; half of Nerfstudio's 128, as a latent pixel is
-    eight times as wide as a pixel."""
-
-    fast: ClassVar[Dict[str, Any]] = {
-        "grid_resolution": 32,
-        "render_step_size": 0.02,
-        "cone_angle": 0.0,
-        "max_res": 256,
-        "log2_hashmap_size": 17,
-    }
+    _target: type = field(default_factory=lambda: RGBInstantNGP)
 
 
-class LatentInstantNGP(LatentModel, MarchedNGP):
-    """Hash grid and occupancy grid with a linear head of c channels."""
+class RGBInstantNGP(MarchedNGP):
+    """Nerfstudio's model, whose hash encoding in plain torch is several times faster.
 
-    config: LatentInstantNGPConfig
+    Nerfstudio 1.1.5 gives the field an appearance embedding when `use_appearance_embedding` is off, and none when it
+    is on; here the setting means what it says.
+    """
+
+    config: RGBInstantNGPConfig
 
     def populate_modules(self) -> None:
         super().populate_modules()
-        self.sampler = VolumetricSampler(self.occupancy_grid, self.field.density_fn)
-        network = "tinycudann" if self.field.mlp_head.tcnn_encoding is not None else "torch"
-        marching = "nerfacc's CUDA kernels" if self.compiled else "plain torch"
-        log(f"igae-instant-ngp: occupancy grid marched by {marching}, field evaluated by {network}")
-
-    def adapt_field(self, latent_channels: int) -> None:
-        # Built anew: Nerfstudio 1.1.5 passes no `implementation`, and an appearance embedding when it is off.
         self.field = NerfactoField(
             aabb=self.scene_box.aabb,
             num_images=self.num_train_data,
@@ -131,4 +123,35 @@ class LatentInstantNGP(LatentModel, MarchedNGP):
             appearance_embedding_dim=32 if self.config.use_appearance_embedding else 0,
             implementation="tcnn" if built_for_cuda(self) else "torch",
         )
+        use_fast_hash_encoding(self.field)
+        self.sampler = VolumetricSampler(self.occupancy_grid, self.field.density_fn)
+        network = "tinycudann" if self.field.mlp_head.tcnn_encoding is not None else "torch"
+        marching = "nerfacc's CUDA kernels" if self.compiled else "plain torch"
+        log(f"Instant-NGP: occupancy grid marched by {marching}, field evaluated by {network}")
+
+
+@dataclass
+class LatentInstantNGPConfig(LatentModelConfig, RGBInstantNGPConfig):
+    """Instant-NGP, rendering latents."""
+
+    _target: type = field(default_factory=lambda: LatentInstantNGP)
+    grid_resolution: int = 64
+    """Cells along a side of each level of the occupancy grid; half of Nerfstudio's 128, as a latent pixel is
+    eight times as wide as a pixel."""
+
+    fast: ClassVar[dict[str, Any]] = {
+        "grid_resolution": 32,
+        "render_step_size": 0.02,
+        "cone_angle": 0.0,
+        "max_res": 256,
+        "log2_hashmap_size": 17,
+    }
+
+
+class LatentInstantNGP(LatentModel, RGBInstantNGP):
+    """Hash grid and occupancy grid with a linear head of c channels."""
+
+    config: LatentInstantNGPConfig
+
+    def adapt_field(self, latent_channels: int) -> None:
         give_latent_head(self.field, latent_channels)

@@ -108,40 +108,6 @@ def test_vanilla_nerf_does_not_empty_its_space(tmp_path: Path) -> None:
     assert float(outputs["accumulation_fine"].mean()) > 0.5
 
 
-def test_tensorf_leaves_out_latents_that_change_nothing(
-    blender_scene: Path, autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Outputs and gradients are those of Nerfstudio's own field, which evaluates every sample."""
-    torch.manual_seed(0)
-    pipeline = latent_config("tensorf", blender_scene, autoencoder_dir, tmp_path).pipeline.setup(device="cpu")
-    scene = pipeline.model.train().scene
-    rays, _ = pipeline.datamanager.next_train(0)
-
-    def result() -> tuple:
-        scene.zero_grad()
-        torch.manual_seed(1)  # samples are jittered
-        outputs = scene(rays.flatten())
-        (outputs["latent"].square().mean() + outputs["accumulation"].mean()).backward()
-        grads = {name: p.grad.clone() for name, p in scene.named_parameters() if p.grad is not None}
-        return outputs["latent"].detach(), grads
-
-    evaluated = []
-    get_outputs = scene.field.get_outputs
-    scene.field.get_outputs = lambda samples, *rest: (evaluated.append(samples.size), get_outputs(samples, *rest))[1]
-    latent, grads = result()
-
-    def stock(model, samples, occupied):
-        return model.field(samples, mask=occupied, bg_color=model.renderer_rgb.background)
-
-    monkeypatch.setattr(type(scene), "_field_outputs", stock)
-    expected, expected_grads = result()
-    assert evaluated[0] < 0.8 * evaluated[1]
-    assert torch.equal(latent, expected)
-    assert grads.keys() == expected_grads.keys() and len(grads) > 8
-    for name, grad in grads.items():
-        torch.testing.assert_close(grad, expected_grads[name], rtol=1e-4, atol=1e-5 * float(grad.abs().max()))
-
-
 @pytest.mark.parametrize("method", LATENT_METHODS)
 def test_empty_space_renders_the_latent_background(
     method: str, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path
