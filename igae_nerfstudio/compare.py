@@ -40,6 +40,8 @@ class CompareCommand:
         Raises:
             InputError: an option is out of range, a run cannot be loaded, or the runs are of different scenes.
         """
+        import torch
+
         from igae_nerfstudio.console import log
         from igae_nerfstudio.figures import find_ffmpeg, sheet, to_uint8, write_film
         from igae_nerfstudio.files import write_atomically
@@ -58,12 +60,15 @@ class CompareCommand:
         first = load_run(self.runs[0])
         count = len(first.cameras)
         views = [i * count // self.views for i in range(self.views)] if self.views < count else list(range(count))
-        cameras = flight(first.cameras, round(self.seconds * self.frame_rate)) if film else first.cameras[views]
+        cameras = (
+            flight(first.cameras, round(self.seconds * self.frame_rate)) if film else first.cameras[torch.tensor(views)]
+        )
         columns = {} if film else {"photo": [to_uint8(first.photo(view)) for view in views]}
         captions = {}
         for i, path in enumerate(self.runs):
             run = load_run(path) if i else first
-            if not same_cameras(run.cameras, first.cameras):
+            poses, others = (cameras.camera_to_worlds.cpu() for cameras in (first.cameras, run.cameras))
+            if poses.shape != others.shape or not poses.allclose(others, atol=1e-4):
                 raise InputError(
                     f"{path} and {self.runs[0]} have different evaluation cameras; compare runs of one dataset, "
                     "trained with the same dataparser options"
@@ -82,14 +87,6 @@ class CompareCommand:
             picture = sheet(columns, captions)
             write_atomically(self.output_path, lambda file: picture.save(file, format="png"))
         log(str(self.output_path))
-
-
-def same_cameras(one: Cameras, other: Cameras) -> bool:
-    """Whether two batches of cameras have the same poses."""
-    import torch
-
-    a, b = one.camera_to_worlds.cpu(), other.camera_to_worlds.cpu()
-    return a.shape == b.shape and torch.allclose(a, b, atol=1e-4)
 
 
 def flight(cameras: Cameras, frames: int) -> Cameras:
