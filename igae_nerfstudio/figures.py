@@ -1,44 +1,34 @@
-"""Pictures of any Nerfstudio run, latent or RGB, sheets of them, and films."""
+"""Contact sheets and films."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import InputError, one_line
 
 LINE = 14
 """Height of a line of text on a sheet, in pixels."""
 
 
-def rendered_rgb(outputs: Dict[str, Tensor]) -> Tensor:
-    """The picture among a model's outputs; Nerfstudio's vanilla NeRF calls it `rgb_fine`."""
-    return outputs["rgb"] if "rgb" in outputs else outputs["rgb_fine"]
-
-
-def photo_of(dataset, index: int) -> Tensor:
-    """A dataset's photo (H, W, 3) in [0, 1], before white where it is transparent."""
-    image = dataset.get_image_float32(index)
-    if image.shape[-1] == 4:
-        image = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
-    return image
-
-
-def to_uint8(image: Tensor) -> np.ndarray:
-    """(H, W, 3) in [0, 1] as uint8."""
+def to_uint8(image: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Colours in [0, 1] as bytes."""
     return torch.round(255 * image.detach().cpu().float().clamp(0, 1)).to(torch.uint8).numpy()
 
 
-def sheet(columns: Dict[str, List[np.ndarray]], captions: Optional[Dict[str, str]] = None) -> Image.Image:
-    """Named columns of pictures (H, W, 3), one row per view, all of one size; captions stand below their columns.
+def sheet(columns: dict[str, list[np.ndarray]], captions: dict[str, str] | None = None) -> Image.Image:
+    """A contact sheet: named columns of pictures, one row per view.
 
-    Names and captions that are wider than a column are broken over several lines.
+    Args:
+        columns: title -> pictures (H, W, 3), uint8, all of one size.
+        captions: title -> text below the column. Titles and captions wider than a column are broken into lines.
     """
     body = np.concatenate([np.concatenate(row, axis=1) for row in zip(*columns.values())])
     width = body.shape[1] // len(columns)
@@ -55,7 +45,7 @@ def sheet(columns: Dict[str, List[np.ndarray]], captions: Optional[Dict[str, str
     return image
 
 
-def broken(text: str, width: int) -> List[str]:
+def broken(text: str, width: int) -> list[str]:
     """The lines of a text, none wider than so many pixels: broken between words, and a long word anywhere."""
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength
     lines = []
@@ -69,8 +59,8 @@ def broken(text: str, width: int) -> List[str]:
     return lines
 
 
-def write_film(path: Path, frames: List[Image.Image], frame_rate: int) -> None:
-    """Write frames of one size as H.264, which wants even sides: odd ones lose a line. The file is whole or not there.
+def write_film(path: Path, frames: Sequence[Image.Image], frame_rate: int) -> None:
+    """Write frames of one size as H.264, which needs even sides: odd ones lose a line. No partial file is left.
 
     Raises:
         InputError: there is no ffmpeg, or it fails.
@@ -84,10 +74,7 @@ def write_film(path: Path, frames: List[Image.Image], frame_rate: int) -> None:
         mediapy.write_video(str(part), [np.asarray(frame)[:height, :width] for frame in frames], fps=frame_rate)
         part.replace(path)
     except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # a terminal sends ctrl-C to ffmpeg too
-            raise error.__context__ from None
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be written: ffmpeg failed ({reason[-200:]}); check the folder") from error
+        raise InputError(f"{path} cannot be written: ffmpeg failed ({one_line(error)[-200:]})") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Dict, List, Tuple
 
 BIN = Path(sys.executable).parent
 EVALUATE = Path(__file__).with_name("evaluate_phases.py")
@@ -88,7 +87,7 @@ METHODS = {
 }
 
 PHASES = ("latent supervision", "RGB alignment")
-FIGURES = ("psnr", "ssim", "lpips", "latent_psnr")
+METRICS = ("psnr", "ssim", "lpips", "latent_psnr")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class Run:
 
 
 def train_and_evaluate(run: Run, source: str, folder: Path, keep: bool) -> float:
-    """Train one run, evaluate both of its phases, and keep the figures and a picture; returns the seconds it took.
+    """Train one run, evaluate both of its phases, and keep the metrics and a picture; returns the seconds it took.
 
     Raises:
         RuntimeError: a command failed; names its log.
@@ -140,7 +139,7 @@ def train_and_evaluate(run: Run, source: str, folder: Path, keep: bool) -> float
     seconds = time.monotonic() - start
     table = json.loads(next(results.glob("*.json")).read_text())
     next(results.glob("*.png")).rename(log.with_suffix(".png"))
-    phases = {name.split(", ")[-1]: figures for name, figures in table.items()}  # the last checkpoint of each
+    phases = {name.split(", ")[-1]: metrics for name, metrics in table.items()}  # the last checkpoint of each
     log.with_suffix(".json").write_text(json.dumps({"seconds": seconds, **phases}, indent=1) + "\n")
     log.unlink()
     if not keep:
@@ -148,20 +147,20 @@ def train_and_evaluate(run: Run, source: str, folder: Path, keep: bool) -> float
     return seconds
 
 
-def print_tables(folder: Path, runs: List[Run]) -> None:
+def print_tables(folder: Path, runs: list[Run]) -> None:
     """Means over scenes and seeds for each method and autoencoder, and each scene's PSNR after both phases."""
-    found: Dict[Run, dict] = {}
+    found: dict[Run, dict] = {}
     for run in runs:
         path = folder / "runs" / f"{run.name}.json"
         if path.exists():
             found[run] = json.loads(path.read_text())
-    header = f"| method | autoencoder | runs | {' | '.join(FIGURES)} |\n|---|---|---|{'---|' * len(FIGURES)}"
+    header = f"| method | autoencoder | runs | {' | '.join(METRICS)} |\n|---|---|---|{'---|' * len(METRICS)}"
     for phase in PHASES:
         print(f"\nAfter {phase}\n\n{header}")
         for method, autoencoder in dict.fromkeys((run.method, run.autoencoder) for run in runs):
             values = [r[phase] for run, r in found.items() if (run.method, run.autoencoder) == (method, autoencoder)]
             if values:
-                cells = " | ".join(f"{mean(value[name] for value in values):.3f}" for name in FIGURES)
+                cells = " | ".join(f"{mean(value[name] for value in values):.3f}" for name in METRICS)
                 print(f"| {method} | {autoencoder} | {len(values)} | {cells} |")
     print("\nPSNR after latent supervision -> after RGB alignment\n")
     autoencoders = list(dict.fromkeys(run.autoencoder for run in runs))
@@ -176,7 +175,7 @@ def print_tables(folder: Path, runs: List[Run]) -> None:
         print(f"| {scene} | {method} | {' | '.join(cells)} |")
 
 
-def spread(values: List[float]) -> str:
+def spread(values: list[float]) -> str:
     """Mean and, of several values, standard deviation."""
     if not values:
         return "-"
@@ -194,8 +193,8 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("results"))
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders with their checkpoints")
     arguments = parser.parse_args()
-    sources: Dict[str, str] = dict(name.split("=", 1) for name in arguments.autoencoders)
-    order: List[Tuple] = list(product(arguments.seeds, arguments.methods, arguments.scenes, sources))
+    sources: dict[str, str] = dict(name.split("=", 1) for name in arguments.autoencoders)
+    order = list(product(arguments.seeds, arguments.methods, arguments.scenes, sources))
     runs = [Run(scene.resolve(), method, autoencoder, seed) for seed, method, scene, autoencoder in order]
     missing = [run for run in runs if not (arguments.output_dir / "runs" / f"{run.name}.json").exists()]
     print(f"{len(runs)} runs, {len(runs) - len(missing)} there already", flush=True)

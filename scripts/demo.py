@@ -1,4 +1,4 @@
-"""Train, evaluate and film a latent NeRF of the carried scene with the carried autoencoder, on a CPU.
+"""Train, evaluate and film a latent NeRF of the demo scene with the bundled autoencoder, on a CPU.
 
     make demo                                   # or, in an environment of your own:
     python scripts/demo.py --output-dir outputs/demo
@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENE = ROOT / "demo" / "lighthouse"
@@ -106,19 +106,16 @@ def make_camera_path(path: Path, frames: int, size: int) -> None:
 
 
 def contact_sheet(renders: Path, path: Path, views: list[int], enlarge: int = 2) -> None:
-    """Rows of ground truth | decoded render | latent preview, with their names on top."""
-    columns = ("gt-rgb", "rgb", "latent")
-    rows = []
-    for view in views:
-        pictures = [Image.open(renders / "test" / name / f"r_{view:03d}.png").convert("RGB") for name in columns]
-        size = (pictures[0].width * enlarge, pictures[0].height * enlarge)
-        # Nearest neighbour, so that what was rendered is what is seen.
-        rows.append(np.concatenate([np.asarray(p.resize(size, Image.Resampling.NEAREST)) for p in pictures], axis=1))
-    sheet = Image.fromarray(np.concatenate([np.full((24, rows[0].shape[1], 3), 255, np.uint8), *rows]))
-    draw = ImageDraw.Draw(sheet)
-    for i, title in enumerate(("ground truth", "decoded render", "latent preview")):
-        draw.text((i * sheet.width // 3 + 8, 6), title, fill="black")
-    sheet.save(path)
+    """Rows of ground truth | decoded render | latent preview, their pixels enlarged as they are."""
+    from igae_nerfstudio.figures import sheet
+
+    columns = {"ground truth": "gt-rgb", "decoded render": "rgb", "latent preview": "latent"}
+    pictures = {
+        title: [np.asarray(Image.open(renders / "test" / name / f"r_{view:03d}.png").convert("RGB")) for view in views]
+        for title, name in columns.items()
+    }
+    enlarged = {title: [p.repeat(enlarge, 0).repeat(enlarge, 1) for p in column] for title, column in pictures.items()}
+    sheet(enlarged).save(path)
 
 
 def main() -> None:

@@ -36,18 +36,19 @@ def main() -> None:
     views = [view for view in arguments.views if view < len(dataset)]
     folder = config.get_checkpoint_dir()
     steps = sorted(int(re.fullmatch(r"step-(\d+)\.ckpt", path.name)[1]) for path in folder.glob("step-*.ckpt"))
+    first_of_alignment = config.pipeline.latent_supervision_steps
     table: dict[str, dict[str, float]] = {}
     columns = {"photo": [to_uint8(dataset.get_image_float32(view)) for view in views]}
     for step in steps:
         state = torch.load(folder / f"step-{step:09d}.ckpt", map_location="cpu", weights_only=True)
         pipeline.load_pipeline(state["pipeline"], state["step"])
-        name = f"step {step + 1}, {pipeline.phase.value}"
+        name = f"step {step + 1}, {'latent supervision' if step < first_of_alignment else 'RGB alignment'}"
         table[name] = pipeline.get_average_eval_image_metrics(step=step)
         pipeline.eval()
         outputs = [pipeline.model.get_outputs_for_camera(dataset.cameras[view : view + 1]) for view in views]
         columns[name] = [to_uint8(output["rgb"]) for output in outputs]
-        figures = "  ".join(f"{key} {value:.3f}" for key, value in table[name].items())
-        print(f"{name}: {figures}", flush=True)
+        metrics = "  ".join(f"{key} {value:.3f}" for key, value in table[name].items())
+        print(f"{name}: {metrics}", flush=True)
     if pipeline.autoencoder is not None:
         columns["autoencoder (ceiling)"] = [
             to_uint8(autoencoded(pipeline.autoencoder, dataset.get_image_float32(view))) for view in views

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import List, Sequence
+from typing import Sequence
 
 from PIL import Image, ImageDraw
 
@@ -38,14 +38,14 @@ def main() -> None:
     from nerfstudio.cameras.camera_paths import get_path_from_json
 
     from igae_nerfstudio.figures import to_uint8
-    from igae_nerfstudio.pipelines.finished_run import FinishedRun
+    from igae_nerfstudio.runs import load_run
 
     path = json.loads(arguments.camera_path.read_text(encoding="utf-8"))
     cameras = get_path_from_json(path)
-    run = FinishedRun(arguments.load_config)
+    model = load_run(arguments.load_config).pipeline.model
     frames = []
     for i in range(len(cameras)):
-        outputs = run.outputs(cameras[i : i + 1])
+        outputs = model.get_outputs_for_camera(cameras[i : i + 1])
         latent, rgb = (Image.fromarray(to_uint8(outputs[name])) for name in ("latent", "rgb"))
         frames.append(side_by_side(latent, rgb, arguments.enlarge))
     arguments.output_path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def side_by_side(latent: Image.Image, rgb: Image.Image, enlarge: int) -> Image.I
 def write_gif(path: Path, frames: Sequence[Image.Image], seconds: float, colours: int) -> None:
     """Write frames, `seconds` each, with one palette for all of them, so that nothing flickers."""
     step = max(1, len(frames) // 8)
-    sample: List[Image.Image] = list(frames[::step])
+    sample: list[Image.Image] = list(frames[::step])
     strip = Image.new("RGB", (sample[0].width, sample[0].height * len(sample)))
     for i, frame in enumerate(sample):
         strip.paste(frame, (0, i * frame.height))

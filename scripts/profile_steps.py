@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import torch
 
@@ -32,7 +32,7 @@ class Stopwatch:
 
     def __init__(self, cuda: bool) -> None:
         self.cuda = cuda
-        self.seconds: Dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float)
 
     def now(self) -> float:
         if not self.cuda:
@@ -72,35 +72,41 @@ def main() -> None:
     print("\n".join(rows))
 
 
-def profile(method: str, arguments: argparse.Namespace, folder: Path) -> List[str]:
+def profile(method: str, arguments: argparse.Namespace, folder: Path) -> list[str]:
     """The table's rows of one method."""
-    from igae_nerfstudio.bench.sides import Side
-    from igae_nerfstudio.bench.worker import SideWorker
+    from igae_nerfstudio.bench.bench import Cell
+    from igae_nerfstudio.bench.measure import LATENT_PHASES, training_in_its_middle
 
-    side = Side(method, "latent", arguments.data, "auto", arguments.size, "bundled", folder, arguments.preset)
-    worker = SideWorker(side)
-    worker.prepare_timing()
-    watch = Stopwatch(worker.device.type == "cuda")
-    model = worker.pipeline.model
-    watch.watch(worker.pipeline.datamanager, "next_train", "batch")
+    cell = Cell(
+        data=arguments.data,
+        output_dir=folder,
+        preset=arguments.preset,
+        method=method,
+        baseline="latent",
+        size=arguments.size,
+    )
+    training, _ = training_in_its_middle(cell)
+    watch = Stopwatch(torch.cuda.is_available())
+    model = training.pipeline.model
+    watch.watch(training.pipeline.datamanager, "next_train", "batch")
     watch.watch(model.scene, "forward", "scene")
     watch.watch(model.scene, "get_metrics_dict", "losses")
     watch.watch(model.scene, "get_loss_dict", "losses")
     watch.watch(model, "decode", "decoder")
     watch.watch(torch.Tensor, "backward", "backward")
     for name in ("zero_grad_some", "optimizer_scaler_step_some", "scheduler_step_all"):
-        watch.watch(worker.trainer.optimizers, name, "optimisers")
+        watch.watch(training.trainer.optimizers, name, "optimisers")
     rows = []
-    for stage in ("latent supervision", "RGB alignment"):
-        taken: List[Dict[str, float]] = []
+    for phase, number in LATENT_PHASES.items():
+        taken: list[dict[str, float]] = []
         for _ in range(arguments.steps + 1):
             watch.seconds.clear()
             start = watch.now()
-            worker.train(stage, 0.0)
+            training.steps([number])
             whole = watch.now() - start
             taken.append({**watch.seconds, "whole": whole, "other": whole - sum(watch.seconds.values())})
         cells = [1000 * median(step.get(part, 0.0) for step in taken[1:]) for part in ("whole", *PARTS, "other")]
-        rows.append(f"| {method} | {stage} | " + " | ".join(f"{value:,.0f}" for value in cells) + " |")
+        rows.append(f"| {method} | {phase} | " + " | ".join(f"{value:,.0f}" for value in cells) + " |")
         print(rows[-1], flush=True)
     return rows
 

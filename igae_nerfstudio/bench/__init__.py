@@ -1,1 +1,1 @@
-"""Speed: each method in RGB and in latents, side by side on one machine."""
+"""What latents buy: each method as it is in Nerfstudio, in RGB with this package's faster parts, and in latents."""

@@ -1,0 +1,227 @@
+"""One measurement of `igae-bench`: `python -m igae_nerfstudio.bench.measure --help`.
+
+Everything is timed on one thread, on a CPU in the process's own seconds, which other processes hardly change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+import warnings
+from typing import Any, Callable, Iterable
+
+import torch
+import tyro
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.engine.trainer import TrainerConfig
+from torch import Tensor
+from torch.utils import benchmark
+
+from igae_nerfstudio.bench.baselines import evaluation_views, steps_of, trainer_config
+from igae_nerfstudio.bench.bench import Cell
+from igae_nerfstudio.config_files import to_plain
+from igae_nerfstudio.errors import reported_in_one_line
+from igae_nerfstudio.files import write_atomically
+from igae_nerfstudio.models.latent_model import without_lpips
+from igae_nerfstudio.runs import Run
+
+RGB_PHASES = {"training": 12_501}
+LATENT_PHASES = {"latent supervision": 5_001, "RGB alignment": 17_501}
+"""A step in the middle of each phase, in which no occupancy grid is updated."""
+GRID_UPDATE, GRID_INTERVAL = 10_000, 16
+"""A step in which nerfacc updates an occupancy grid, as in every 16th."""
+RENDER_RAYS = 4096
+"""An RGB picture is timed on so many of its rays, in rows evenly spread: Nerfstudio renders it in chunks of as many."""
+POINTS, CURVE_VIEWS = 10, 4
+"""Points of a curve of PSNR over time, and the views that each is of; the metrics at the end are of all."""
+
+clock = benchmark.timer if torch.cuda.is_available() else time.process_time
+"""Seconds: with a GPU those until its work is done, else those of this process."""
+BEFORE, AFTER = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN_ITERATION
+
+
+class Training:
+    """A trainer that is taken through any steps.
+
+    Args:
+        config: of the trainer.
+    """
+
+    def __init__(self, config: TrainerConfig) -> None:
+        torch.manual_seed(0)
+        self.trainer = config.setup()
+        with without_lpips():
+            self.trainer.setup()
+        self.pipeline = self.trainer.pipeline
+        self.scene: Any = getattr(self.pipeline.model, "scene", self.pipeline.model)
+        """Nerfstudio's model, under a decoder or not."""
+
+    def callbacks(self, step: int, where: TrainingCallbackLocation) -> None:
+        """What models do before and after a step."""
+        for callback in self.trainer.callbacks:
+            callback.run_callback_at_location(step, where)
+
+    def steps(self, steps: Iterable[int]) -> None:
+        """Take steps of these numbers, as Nerfstudio's training does."""
+        self.pipeline.train()
+        for step in steps:
+            self.callbacks(step, BEFORE)
+            self.trainer.train_iteration(step)
+            self.callbacks(step, AFTER)
+
+
+def seconds_of(work: Callable[[], Any], at_least: float = 0.0, share: float = 1.0) -> dict[str, float]:
+    """The `least` and the `median` seconds of some work, repeated on one thread after a warm-up.
+
+    Args:
+        work: what is timed.
+        at_least: seconds of all repetitions.
+        share: what the work is of the whole that is asked for.
+    """
+    found = benchmark.Timer("work()", globals={"work": work}, timer=clock).blocked_autorange(min_run_time=at_least)
+    return {"least": min(found.times) / share, "median": found.median / share, "repetitions": len(found.times)}
+
+
+def training_in_its_middle(cell: Cell) -> tuple[Training, float]:
+    """A training whose grids are as they are for most of its steps, and the seconds of a step's share in their upkeep.
+
+    Grids that grow have their last size. Instant-NGP's occupancy grid, full at first and soon sparse, has a ball
+    occupied, the same for all baselines; what its update in every 16th step costs is measured by itself.
+    """
+    training = Training(trainer_config(cell))
+    for step in getattr(training.scene, "upsampling_iters", ()):
+        training.callbacks(int(step), AFTER)
+    grid = getattr(training.scene, "occupancy_grid", None)
+    if grid is None:
+        return training, 0.0
+    occupy_ball(grid)
+    occupied = {name: value.clone() for name, value in grid.state_dict().items()}
+    update = seconds_of(lambda: training.callbacks(GRID_UPDATE, BEFORE))["least"]
+    grid.load_state_dict(occupied)
+    return training, update / GRID_INTERVAL
+
+
+def measure_speed(cell: Cell) -> dict[str, Any]:
+    """Seconds of training steps and of a picture, and memory. Fields are untrained.
+
+    Returns:
+        `seconds` by phase, and of a `picture` (and the `decode` in it); `rays` of a step by phase; `parameters`;
+        `bytes`.
+    """
+    training, upkeep = training_in_its_middle(cell)
+    period = (
+        getattr(training.scene.config, "proposal_update_every", 0) + 1
+    )  # proposal networks learn in one of so many steps
+    seconds, rays, activations = {}, {}, 0
+    for phase, number in (LATENT_PHASES if cell.baseline == "latent" else RGB_PHASES).items():
+        taken = seconds_of(lambda: training.steps([number] * period), cell.seconds, period)  # noqa: B023
+        seconds[phase] = {**taken, "least": taken["least"] + upkeep, "median": taken["median"] + upkeep}
+        rays[phase], kept = rays_and_activations(training, number)
+        activations = max(activations, kept)
+    seconds.update(picture_seconds(training, cell.seconds))
+    training.trainer.save_checkpoint(1)
+    (checkpoint,) = training.trainer.checkpoint_dir.glob("*.ckpt")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    sizes = {"activations of a step": activations, "checkpoint": checkpoint.stat().st_size, "peak RAM": peak}
+    if torch.cuda.is_available():
+        sizes["peak GPU memory"] = torch.cuda.max_memory_allocated()
+    groups = training.pipeline.get_param_groups().values()
+    parameters = sum(parameter.numel() for group in groups for parameter in group)
+    return {"seconds": seconds, "rays": rays, "parameters": parameters, "bytes": sizes}
+
+
+def rays_and_activations(training: Training, step: int) -> tuple[int, int]:
+    """Rays of a training step, and bytes that it keeps for its gradient, without the parameters."""
+    rays: list[int] = []
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    hook = training.scene.register_forward_pre_hook(lambda module, inputs: rays.append(inputs[0].size))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        training.steps([step])
+    hook.remove()
+    own = {value.untyped_storage().data_ptr() for value in training.pipeline.parameters()}
+    return sum(rays), sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+@torch.no_grad()
+def picture_seconds(training: Training, at_least: float) -> dict[str, dict[str, float]]:
+    """Of the `picture` of the first evaluation camera and, in latents, of the `decode` in it."""
+    model = training.pipeline.eval().model
+    camera = training.pipeline.datamanager.eval_dataset.cameras[0:1].to(training.trainer.device)
+    if training.scene is not model:
+        latent = model.render(camera).latent[None]
+        decode = seconds_of(lambda: model.decode(latent), at_least)
+        return {"picture": seconds_of(lambda: model.get_outputs_for_camera(camera), at_least), "decode": decode}
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    height, width = rays.shape
+    count = min(height, -(-RENDER_RAYS // width))
+    rows = rays[((torch.arange(count) + 0.5) * (height / count)).long()]
+    work = lambda: model.get_outputs_for_camera_ray_bundle(rows)  # noqa: E731
+    return {"picture": seconds_of(work, at_least, count / height)}
+
+
+@torch.no_grad()
+def occupy_ball(grid: Any) -> None:
+    """Occupy what lies in a ball of half the width of an occupancy grid's finest box, a fifteenth of that box."""
+    low, high = grid.aabbs[0].view(2, 3)
+    for level, box in enumerate(grid.aabbs):
+        centres = (grid.grid_coords.to(box) + 0.5) / grid.resolution.to(box) * (box[3:] - box[:3]) + box[:3]
+        occupied = ((centres - (low + high) / 2) / ((high - low) / 4)).norm(dim=-1) < 1
+        grid.occs.view(len(grid.aabbs), -1)[level] = occupied.float()
+        grid.binaries[level] = occupied.view(grid.binaries.shape[1:])
+
+
+def measure_quality(cell: Cell) -> dict[str, Any]:
+    """Quality over the seconds of a training, from the set-up, in which latents are encoded; evaluation is not counted.
+
+    Returns:
+        `curve`, a list of (seconds, PSNR in dB of some test views), `metrics` of all test views at the end, `steps`,
+        and the `seconds` of a picture.
+    """
+    from diffusers import AutoencoderDC  # noqa: F401  imports are not counted
+
+    config, steps, curve = trainer_config(cell), steps_of(cell), []
+    start = time.process_time()
+    training = Training(config)
+    spent = time.process_time() - start
+    run = Run(cell.path.stem, training.pipeline, evaluation_views(cell))
+    views = range(0, len(run.cameras), -(-len(run.cameras) // CURVE_VIEWS))
+    marks = [round(i * sum(steps) / POINTS) for i in range(POINTS + 1)]
+    for first, end in zip(marks, marks[1:]):
+        start = clock()
+        training.steps(range(first, end))
+        spent += clock() - start
+        curve.append((spent, run.evaluate(views)["psnr"]))
+    picture = seconds_of(lambda: run.render(run.cameras[:1]), 1.0)
+    return {"steps": steps, "curve": curve, "metrics": run.evaluate(), "seconds": {"picture": picture}}
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """The cell's results, with the cell itself and the machine."""
+    torch.set_num_threads(1)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    machine = {"GPU": gpu, "CPU": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    found = measure_quality(cell) if cell.over_time else measure_speed(cell)
+    return {"cell": to_plain(cell), "machine": machine, **found}
+
+
+def main() -> None:
+    """Measure one cell and write its file."""
+    with reported_in_one_line():
+        warnings.simplefilter("ignore")  # of torch and Nerfstudio about each other
+        cell = tyro.cli(Cell)
+        text = json.dumps(measure(cell), indent=1).encode()
+        cell.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cell.path, lambda file: file.write(text))
+
+
+if __name__ == "__main__":
+    main()
