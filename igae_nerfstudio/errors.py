@@ -31,7 +31,3 @@ def reported_in_one_line() -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """An error's text without line breaks, or its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-class DiskFull(InputError):
-    """To be removed with the last of its users."""

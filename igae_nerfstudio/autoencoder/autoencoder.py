@@ -299,7 +299,3 @@ def _untrained(architecture: dict[str, Any], what: str) -> nn.Module:
             f"({', '.join(unknown)}); install the version that wrote them ({written_by}), or correct its config.json"
         )
     return module
-
-
-first_line = one_line
-"""To be removed with the last of its users."""

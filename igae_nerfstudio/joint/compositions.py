@@ -110,7 +110,7 @@ def train_scenes(
 @contextmanager
 def trained(config: IGAEConfig, scenes: Path, images: Path | None, output_dir: Path, *more: Any) -> Iterator[Trainer]:
     """A trainer whose training is done, while its result is written; arguments are those of `train_igae`."""
-    with job_folder(output_dir, "igae-train"):
+    with job_folder(output_dir):
         trainer = joint_trainer(config, scenes, images, output_dir, *more)
         trainer.run(begin)
         yield trainer

@@ -333,7 +333,7 @@ def fit_scenes(
     config = config or basis.config
     config.check()
     tasks = find_tasks(scenes, shared, output_dir, config)
-    with job_folder(output_dir, "igae-scenes fit"):
+    with job_folder(output_dir):
         _check_same_job(output_dir, config, basis)
         report = Report(found=[task.scene.name for task in tasks if task.result_path.exists()])
         missing = [task for task in tasks if task.scene.name not in report.found]

@@ -347,7 +347,7 @@ def render_all(config: RenderObjects) -> None:
     if config.limit is not None:
         random.Random(config.seed).shuffle(meshes)
         meshes = meshes[: config.limit]
-    with job_folder(config.output_dir, "igae render-objects"):
+    with job_folder(config.output_dir):
         for left in config.output_dir.glob(f".*{UNFINISHED}"):  # by a run that was killed
             shutil.rmtree(left)
         pending = [(name, mesh) for name, mesh in meshes if not is_rendered(name, mesh, config)]

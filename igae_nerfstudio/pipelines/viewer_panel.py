@@ -1,8 +1,7 @@
 """What Nerfstudio's viewer shows of a latent scene beside the picture: the phase, and a few choices.
 
 Nerfstudio finds `ViewerElement`s and `ViewerControl`s among a pipeline's attributes. They change what the viewer
-shows (`DecodedScene.viewer_state`) and nothing else: training, evaluation, the other commands and checkpoints know nothing
-of them.
+shows (`DecodedScene.viewer_state`) and nothing else.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def test_two_jobs_in_one_folder(data: Path, tmp_path: Path) -> None:
             assert f"another process works in {out}" in second.stderr and first.poll() is None
         finally:
             first.kill()
-    with module.job_folder(out, "igae-scenes fit"):
+    with module.job_folder(out):
         pass
 
 
