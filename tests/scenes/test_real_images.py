@@ -104,6 +104,7 @@ def test_only_the_next_batch_is_decoded_ahead(noise: Path, monkeypatch: pytest.M
     for step in (0, 1, 2, 50):
         images.batch(step, 3, seed=0)
     images.batch(51, 3, seed=0)
+    images._pool.shutdown()  # ends what is decoded ahead
     steps = [position // 3 for _, _, position in seeds]
     assert sorted(set(steps)) == [0, 1, 2, 3, 50, 51, 52]
     assert len(seeds) == len(set(seeds))  # nothing twice
