@@ -1,4 +1,4 @@
-"""The autoencoder that does nothing: with it, what learns latent scenes learns plain RGB ones."""
+"""The identity as an autoencoder: with it, a trainer of latent scenes trains RGB scenes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch.nn import Parameter
 
 
 class IdentityAutoencoder(nn.Module):
-    """E and D that return what they get, with the methods of `TrainableAutoencoder` and nothing to train."""
+    """E(x) = x and D(z) = z, with the methods of `TrainableAutoencoder` and no parameters."""
 
     latent_channels = 3
     downscale = 1
 
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
-        """(B, 3, H, W) as it is."""
+        """z = x, (B, 3, H, W)."""
         del sample
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 3, H, W) as it is."""
+        """x^ = z, (B, 3, H, W)."""
         return latents
 
     def encode_colour(self, colour: Tensor) -> Tensor:
-        """(3,) as it is."""
+        """The colour (3,) itself."""
         return colour
 
     def parameters_of(self, half: str) -> Iterator[Parameter]:
-        """None."""
+        """No parameters."""
         del half
         return iter(())

@@ -1,4 +1,4 @@
-"""Latents as pictures for people."""
+"""Latents in three colours, for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class LatentPreview(nn.Module):
     """A fixed affine map from c latent channels to three colours: the principal axes of the training latents.
 
-    Fitted once per scene (or training), so that all frames of a video and all positions of the viewer share it.
+    Fitted once per scene (or training), so that all frames of a video and all views of a scene share it.
     """
 
     projection: Tensor

@@ -7,19 +7,19 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def save_autoencoder(folder: Path, module: nn.Module, texts: Optional[Dict[str, str]] = None) -> None:
-    """Write `config.json`, safetensors and `texts`; every file is there whole or not at all.
+def save_autoencoder(folder: Path, module: nn.Module, texts: dict[str, str] | None = None) -> None:
+    """Write `config.json`, the weights as safetensors, and `texts`; each file atomically.
 
     Args:
-        folder: of the result, made if it is missing; other files in it stay.
-        module: diffusers' autoencoder; stays as it is.
-        texts: further files, contents by name.
+        folder: made if it is missing; other files in it stay.
+        module: diffusers' autoencoder, which stays as it is.
+        texts: contents of further files by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain: Any = copy.deepcopy(module).to("cpu").to(memory_format=torch.contiguous_format)

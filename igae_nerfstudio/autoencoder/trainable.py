@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Literal, Tuple
+from typing import Any, Iterator, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +44,13 @@ class TrainableAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode_colour(self, colour: Tensor) -> Tensor:
-        """What E now makes of a flat colour (3,): a latent (c,)."""
+        """The latent (c,) of a flat colour (3,) under the present E."""
         device = next(self.module.parameters()).device
         return flat_latent(self.encode, colour.to(device)).float()
 
     @torch.no_grad()
     def change_basis(self, matrix: Tensor) -> None:
-        """Make the encoder's latents matrix z of what were z, and let the decoder undo it: decode(encode(x)) stays.
+        """Turn latents z into matrix z, and let the decoder undo it: decode(encode(x)) stays the same.
 
         Args:
             matrix: (c, c), invertible.
@@ -58,7 +58,14 @@ class TrainableAutoencoder(nn.Module):
         Raises:
             InputError: encoder and decoder do not meet in plain convolutions.
         """
-        last, first = self._convolutions_at_latents()
+        module, name = self.module, type(self.module).__name__
+        if name != "AutoencoderDC" or module.config["encoder_out_shortcut"] or module.config["decoder_in_shortcut"]:
+            raise InputError(
+                f"the latents of this {name} cannot be rescaled (its encoder and decoder meet in more than "
+                "convolutions); leave stage2.latent_rescaling out"
+            )
+        last: nn.Conv2d = module.encoder.conv_out
+        first: nn.Conv2d = module.decoder.conv_in
         matrix = matrix.to(last.weight.device, torch.float64)
         assert last.bias is not None
         for values in (last.weight, last.bias):
@@ -66,17 +73,7 @@ class TrainableAutoencoder(nn.Module):
         inverse = torch.linalg.inv(matrix)
         first.weight.copy_(torch.einsum("oi...,ij->oj...", first.weight.double(), inverse))
 
-    def _convolutions_at_latents(self) -> Tuple[nn.Conv2d, nn.Conv2d]:
-        config = self.module.config
-        name = type(self.module).__name__
-        if name == "AutoencoderDC" and not (config["encoder_out_shortcut"] or config["decoder_in_shortcut"]):
-            return self.module.encoder.conv_out, self.module.decoder.conv_in
-        raise InputError(
-            f"the latents of this {name} cannot be rescaled (its encoder and decoder meet in more than convolutions); "
-            "leave stage2.latent_rescaling out"
-        )
-
     def parameters_of(self, half: Literal["encoder", "decoder"]) -> Iterator[Parameter]:
-        """phi or psi."""
+        """phi, of the encoder, or psi, of the decoder."""
         names = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}[half]
         return (parameter for name, parameter in self.module.named_parameters() if name.startswith(names))

@@ -72,7 +72,7 @@ class Stage2Config:
     decoder_lr: float = 5e-5
     """Adam's rate for D (table 10: 5e-5)."""
     convolutions_lr: Optional[float] = None
-    """Rate of momentum with orthogonal steps (`autoencoder/orthogonal_momentum.py`) for the autoencoder's convolutions;
+    """Learning rate of Muon (`autoencoder/muon.py`) for the autoencoder's convolutions;
     None: they learn with Adam, as in the paper. Much faster where there is little time."""
     planes_lr: float = 1e-4
     """Adam's rate for the planes (table 10: 1e-4)."""

@@ -28,8 +28,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, first_line, load_autoencoder
+from igae_nerfstudio.autoencoder.muon import Muon, inner_convolutions
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
-from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum, inner_convolutions
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.console import log, warn
@@ -623,7 +623,7 @@ class IGAETrainer:
             stage2 = self.config.stage2
             if stage2.convolutions_lr is not None:
                 convolutions = inner_convolutions(self.autoencoder.module)
-                optimizers.append(OrthogonalMomentum(convolutions, lr=stage2.convolutions_lr))
+                optimizers.append(Muon(convolutions, lr=stage2.convolutions_lr))
             taken = {id(weight) for weight in convolutions}
             halves: Tuple[Tuple[Literal["encoder", "decoder"], float], ...]
             halves = (("encoder", stage2.encoder_lr), ("decoder", stage2.decoder_lr))

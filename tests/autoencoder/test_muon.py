@@ -1,4 +1,4 @@
-"""Momentum with orthogonal steps."""
+"""Momentum with orthogonalised updates."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import tiny_autoencoder
 
-from igae_nerfstudio.autoencoder.orthogonal_momentum import OrthogonalMomentum, inner_convolutions, orthogonalised
+from igae_nerfstudio.autoencoder.muon import Muon, inner_convolutions, newton_schulz
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 48), (1, 60, 12), (2, 8, 8)])
 def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    result = orthogonalised(matrices)
+    result = newton_schulz(matrices)
     values = torch.linalg.svdvals(result)
     assert result.shape == shape and float(values.min()) > 0.5 and float(values.max()) < 1.3
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
@@ -23,7 +23,7 @@ def test_it_minimises_whatever_the_scale_of_the_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     for scale in (1e-4, 1.0, 1e4):
         weights = [torch.nn.Parameter(torch.randn(size, generator=generator)) for size in ((6, 4, 3, 3), (8, 6))]
-        optimizer = OrthogonalMomentum(weights, lr=0.02)
+        optimizer = Muon(weights, lr=0.02)
         start = [float(weight.norm()) for weight in weights]
         for _ in range(300):
             optimizer.zero_grad()
