@@ -46,8 +46,8 @@ class AutoencoderConfig:
     encode_precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the frozen encoder; bfloat16 halves its time and memory on recent GPUs."""
     architecture: Annotated[str | None, Suppress] = None
-    """diffusers' config as JSON. Training writes it into the run's `config.yml`, from which the decoder is
-    rebuilt where the autoencoder itself is out of reach."""
+    """diffusers' config as JSON (`resolve_autoencoder`), from which a finished run rebuilds its decoder where the
+    autoencoder itself is out of reach."""
 
 
 class Decoder(nn.Module):
@@ -90,12 +90,10 @@ class Autoencoder:
 
     @cached_property
     def architecture(self) -> str:
-        """diffusers' config as JSON, enough to rebuild the modules without their weights.
-
-        Without diffusers' private entries, which say where the files lay and which version wrote them: the same
-        autoencoder in another folder is the same autoencoder.
-        """
-        return _architecture_of(self.module)
+        """diffusers' config as JSON, enough to rebuild the modules without their weights; independent of the folder
+        and of the diffusers version that wrote it."""
+        public = {key: value for key, value in self.module.config.items() if not key.startswith("_")}
+        return json.dumps({**public, "_class_name": type(self.module).__name__}, sort_keys=True)
 
     @cached_property
     def encoder_hash(self) -> str:
@@ -125,22 +123,22 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """x^ = D(z) without gradient, cropped to `size` = (H, W) and clamped to [0, 1]."""
+        """x^ = D(z) without gradient.
+
+        Args:
+            latents: (B, c, h, w).
+            size: (H, W) to crop to, that of the encoded images; None: (l h, l w).
+
+        Returns:
+            Images (B, 3, H, W), clamped to [0, 1].
+        """
         images = Decoder(self.module)(latents.to(self.device)).float().clamp(0, 1)
         return images if size is None else images[..., : size[0], : size[1]]
 
     @torch.no_grad()
-    def encode_colour(self, colour: Tensor, size: int = 128) -> Tensor:
-        """What the encoder makes of a flat picture: the latent background of scenes on that background.
-
-        Args:
-            colour: (3,) in [0, 1].
-            size: side of the flat picture in pixels.
-
-        Returns:
-            Latent (c,).
-        """
-        return flat_latent(self.encode, colour.to(self.device), size)
+    def encode_colour(self, colour: Tensor) -> Tensor:
+        """The latent (c,) of a flat colour (3,) in [0, 1]: the background of a scene's latents."""
+        return flat_latent(self.encode, colour.to(self.device))
 
     def make_decoder(self) -> Decoder:
         """A trainable copy of D; this autoencoder stays as it was."""
@@ -148,16 +146,14 @@ class Autoencoder:
 
 
 def latents_of(encoded: Any, sample: bool = False) -> Tensor:
-    """The latents (B, c, h, w) in what a diffusers encoder returns: of its posterior, where there is one, the mean or
-    a sample."""
+    """The latents (B, c, h, w) that a diffusers encoder returned: the mean or a sample of its posterior, if any."""
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.sample() if sample else encoded.latent_dist.mode()
     return encoded.latent if hasattr(encoded, "latent") else encoded.latents
 
 
 def flat_latent(encode: Callable[[Tensor], Tensor], colour: Tensor, size: int = 128) -> Tensor:
-    """The latent (c,) of a colour (3,), in the inner half of a flat picture, where the zero padding at the encoder's
-    borders has no influence."""
+    """The latent (c,) of a colour (3,): from the middle of a flat image, far from the encoder's zero padding."""
     latents = encode(colour.view(1, 3, 1, 1).expand(1, 3, size, size))[0]
     h, w = latents.shape[-2:]
     return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2))
@@ -171,21 +167,17 @@ def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 
         latent_channels: c.
         tolerance: share of the gradient's energy that may lie further away; 0: none.
     """
-    parameter = next(decoder.parameters())
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, latent_channels, 43, 43, generator=generator).to(parameter.device).requires_grad_(True)
+    latents = torch.randn(1, latent_channels, 43, 43, generator=torch.Generator().manual_seed(0))
+    latents = latents.to(next(decoder.parameters()).device).requires_grad_(True)
     images = decoder(latents)
     downscale = images.shape[-1] // 43
     middle = slice(21 * downscale, 22 * downscale)
     (gradient,) = torch.autograd.grad(images[:, :, middle, middle].square().sum(), latents)
     energy = gradient[0].double().square().sum(dim=0)
-    for margin in range(21):
-        inside = slice(21 - margin, 22 + margin)
-        outside = energy.clone()
-        outside[inside, inside] = 0
-        if float(outside.sum()) <= tolerance * float(energy.sum()):
-            return margin
-    return None
+    offsets = (torch.arange(43, device=energy.device) - 21).abs()
+    distance = torch.maximum(offsets[:, None], offsets)
+    beyond = [float(energy[distance > margin].sum()) for margin in range(21)]
+    return next((margin for margin in range(21) if beyond[margin] <= tolerance * float(energy.sum())), None)
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
@@ -208,17 +200,15 @@ def architecture_shape(architecture: str) -> tuple[int, int]:
 def resolve_autoencoder(config: AutoencoderConfig) -> AutoencoderConfig:
     """A copy with `architecture` filled in, from the autoencoder's `config.json` alone.
 
-    A config that has its architecture already is returned as it is, whether its autoencoder is in reach or not.
+    A config that has its architecture is returned as it is, whether its autoencoder is in reach or not.
 
     Raises:
-        InputError: as for `load_autoencoder`, weights aside.
+        InputError: as `load_autoencoder`, weights aside.
     """
     if config.architecture is not None:
         return config
-    name, _, architecture = _find(config)
-    with torch.device("meta"):  # takes neither time nor memory for weights
-        module = _untrained(architecture, f"autoencoder '{name}'")
-    return dataclasses.replace(config, architecture=_architecture_of(module))
+    _, _, without_weights = _find(config)
+    return dataclasses.replace(config, architecture=Autoencoder(without_weights).architecture)
 
 
 def load_autoencoder(autoencoder: str | Path | AutoencoderConfig) -> Autoencoder:
@@ -233,15 +223,13 @@ def load_autoencoder(autoencoder: str | Path | AutoencoderConfig) -> Autoencoder
         ceil(W / l)), `decode` takes them back. For `bundled`, c = `latent_channels` = 16 and l = `downscale` = 8.
 
     Raises:
-        InputError: it cannot be found or fetched, it is of a class that cannot be used, its `config.json` has keys that
-            the installed diffusers does not know, or its weights cannot be read.
+        InputError: it cannot be found or fetched, its class cannot be used, the installed diffusers does not know all
+            keys of its `config.json`, or its weights cannot be read.
     """
     config = autoencoder if isinstance(autoencoder, AutoencoderConfig) else AutoencoderConfig(str(autoencoder))
-    name, where, architecture = _find(config)
-    with torch.device("meta"):
-        model_class: Any = type(_untrained(architecture, f"autoencoder '{name}'"))
+    name, where, without_weights = _find(config)
     try:
-        module = model_class.from_pretrained(name, low_cpu_mem_usage=False, **where)
+        module = without_weights.from_pretrained(name, low_cpu_mem_usage=False, **where)
     except Exception as error:
         raise InputError(
             f"the weights of autoencoder '{name}' cannot be read ({one_line(error)}); fetch them again, or give "
@@ -259,8 +247,8 @@ def decoder_from_architecture(architecture: str) -> Decoder:
     return Decoder(_untrained(json.loads(architecture), "the run's autoencoder"))
 
 
-def _find(config: AutoencoderConfig) -> tuple[str, dict[str, str | None], dict[str, Any]]:
-    """What diffusers finds an autoencoder by, its name and further arguments; and its `config.json`."""
+def _find(config: AutoencoderConfig) -> tuple[str, dict[str, str | None], Any]:
+    """The name and the further arguments by which diffusers finds an autoencoder, and its module without weights."""
     import diffusers
 
     path = BUNDLED.get(config.name_or_path) or Path(config.name_or_path).expanduser()
@@ -273,29 +261,31 @@ def _find(config: AutoencoderConfig) -> tuple[str, dict[str, str | None], dict[s
         subfolder = "vae"
     where = {"subfolder": subfolder, "revision": config.revision}
     try:
-        return name, where, diffusers.AutoencoderKL.load_config(name, **where)
+        architecture = diffusers.AutoencoderKL.load_config(name, **where)
     except Exception as error:
         problem = "holds no readable config.json" if local else "could not be fetched from the Hugging Face hub"
         raise InputError(
             f"autoencoder '{name}' {problem} ({one_line(error)}); download it where there is a network and give its "
             "folder (config.json and diffusion_pytorch_model.safetensors) as name_or_path, or 'bundled'"
         ) from error
+    with torch.device("meta"):  # neither time nor memory for weights
+        return name, where, _untrained(architecture, f"autoencoder '{name}'")
 
 
 def _untrained(architecture: dict[str, Any], what: str) -> nn.Module:
     """An autoencoder of an architecture, with random weights.
 
     Raises:
-        InputError: of a class that cannot be used, or with keys that the class does not have. diffusers would ignore
-            those and build another network, which decodes the same weights to rubbish.
+        InputError: the class cannot be used, or does not have all the keys. diffusers would ignore those and build
+            another network, in which the same weights decode to rubbish.
     """
     import diffusers
 
     class_name = architecture.get("_class_name")
     if class_name not in SUPPORTED_CLASSES:
         raise InputError(
-            f"{what} is a {class_name}; supported are {', '.join(SUPPORTED_CLASSES)}, "
-            "with their folder as `subfolder` where they are one part of a larger model"
+            f"{what} is a {class_name}; supported are {', '.join(SUPPORTED_CLASSES)}; where one is part of a larger "
+            "model, give its folder as subfolder"
         )
     model_class: Any = getattr(diffusers, class_name)
     known = inspect.signature(model_class.__init__).parameters
@@ -309,11 +299,6 @@ def _untrained(architecture: dict[str, Any], what: str) -> nn.Module:
             f"({', '.join(unknown)}); install the version that wrote them ({written_by}), or correct its config.json"
         )
     return module
-
-
-def _architecture_of(module: Any) -> str:
-    public = {key: value for key, value in module.config.items() if not key.startswith("_")}
-    return json.dumps({**public, "_class_name": type(module).__name__}, sort_keys=True)
 
 
 first_line = one_line

@@ -64,8 +64,7 @@ def newton_schulz(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 def inner_convolutions(autoencoder: Any) -> list[Parameter]:
-    """The convolution weights of a diffusers autoencoder, without the one that reads images and the one that writes
-    them."""
+    """The convolution weights of a diffusers autoencoder, but for the one that reads and the one that writes images."""
 
     def convolutions(module: nn.Module) -> list[Any]:
         return [part for part in module.modules() if isinstance(part, nn.Conv2d)]

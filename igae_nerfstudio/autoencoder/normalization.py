@@ -33,10 +33,8 @@ class LatentNormalizer(nn.Module):
         kind: `standardize` (affine, from the training latents), `tanh` (the authors'), or `none` (y = z).
     """
 
-    mean: Tensor
-    """(c,)."""
-    std: Tensor
-    """(c,)."""
+    mean: Tensor  # (c,)
+    std: Tensor  # (c,)
 
     def __init__(self, latent_channels: int, kind: LatentNormalization = "standardize") -> None:
         super().__init__()

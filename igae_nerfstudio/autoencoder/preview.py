@@ -13,10 +13,8 @@ class LatentPreview(nn.Module):
     Fitted once per scene (or training), so that all frames of a video and all views of a scene share it.
     """
 
-    projection: Tensor
-    """(c, 3)."""
-    offset: Tensor
-    """(3,)."""
+    projection: Tensor  # (c, 3)
+    offset: Tensor  # (3,)
 
     def __init__(self, latent_channels: int) -> None:
         super().__init__()

@@ -26,14 +26,11 @@ class TrainableAutoencoder(nn.Module):
         self.downscale = autoencoder.downscale
 
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
-        """z = E(x) with gradient.
+        """z = E(x) with gradient: (B, 3, l h, l w) in [0, 1] -> (B, c, h, w).
 
         Args:
-            images: (B, 3, H, W) in [0, 1], sides multiples of the downscale factor.
+            images: x.
             sample: draw from the posterior, where there is one, instead of taking its mean.
-
-        Returns:
-            (B, c, h, w).
         """
         images = (2 * images - 1).contiguous(memory_format=torch.channels_last)
         return latents_of(self.module.encode(images), sample)
@@ -61,8 +58,8 @@ class TrainableAutoencoder(nn.Module):
         module, name = self.module, type(self.module).__name__
         if name != "AutoencoderDC" or module.config["encoder_out_shortcut"] or module.config["decoder_in_shortcut"]:
             raise InputError(
-                f"the latents of this {name} cannot be rescaled (its encoder and decoder meet in more than "
-                "convolutions); leave stage2.latent_rescaling out"
+                f"the latents of this {name} cannot be rescaled, since its encoder and decoder meet in more than "
+                "convolutions; leave stage2.latent_rescaling out"
             )
         last: nn.Conv2d = module.encoder.conv_out
         first: nn.Conv2d = module.decoder.conv_in
