@@ -1,10 +1,12 @@
 # make demo    train, evaluate and film a small latent NeRF (about 4 minutes on 2 cores after the install)
 # make test    lint, types and tests; the same as .ci/run
+# make test-lowest    tests with the oldest packages that pyproject.toml allows, in an environment of their own
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-lowest lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
@@ -19,12 +21,18 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+test-lowest: $(LOWEST)/installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest tests/autoencoder tests/data tests/models tests/pipelines \
+		tests/test_registration.py
+
+$(LOWEST)/installed: RESOLUTION = --resolution lowest-direct
+
 # uv installs Nerfstudio's 200 packages in a minute; pip needs five.
-$(VENV)/installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade uv
-	$(BIN)/uv pip install --python $(BIN)/python --editable '.[dev,demo]'
+%/installed: pyproject.toml
+	test -x $*/bin/python || $(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --upgrade uv
+	$*/bin/uv pip install --python $*/bin/python $(RESOLUTION) --editable '.[dev,demo]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(LOWEST) outputs
