@@ -145,7 +145,9 @@ class LatentPipeline(VanillaPipeline):
         self._model = self._decoded_scene(self._model).to(device)
         if test_mode == "val":
             self._encode_photos()
-        self._panel = ViewerPanel(self)
+        original_decoder = None if self.autoencoder is None else self.autoencoder.decode
+        cameras = self.datamanager.train_dataset.cameras
+        self._panel = ViewerPanel(self.model, self.schedule, cameras, original_decoder)
         for i, element in enumerate(self._panel.elements()):
             setattr(self, f"viewer_element_{i}", element)  # Nerfstudio looks at attributes, in alphabetical order
 

@@ -1,31 +1,24 @@
 """What Nerfstudio's viewer shows of a latent scene beside the picture: the phase, and a few choices.
 
-Nerfstudio finds `ViewerElement`s and `ViewerControl`s among a pipeline's attributes. They change what the viewer
-shows (`DecodedScene.viewer_state`) and nothing else.
+Nerfstudio finds `ViewerElement`s and `ViewerControl`s among a pipeline's attributes. They change what the viewer shows
+(`DecodedScene.viewer_state`); training, evaluation, the other commands and checkpoints know nothing of them.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+import viser.transforms as vtf
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.viewer.viewer_elements import (
-    ViewerButton,
-    ViewerCheckbox,
-    ViewerControl,
-    ViewerDropdown,
-    ViewerElement,
-)
+from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerDropdown, ViewerElement
 from torch import Tensor
 
-from igae_nerfstudio.phases import Phase
-
-if TYPE_CHECKING:
-    from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline
+from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
+from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 
 FINE_TUNED, ORIGINAL = "fine-tuned", "original"
 PREVIEW = "preview"
@@ -34,25 +27,21 @@ SECONDS_BETWEEN_LINES = 0.5
 
 
 class ViewerLine(ViewerElement[str]):
-    """A line of text, in markdown, that only the program changes."""
+    """Text, in markdown, that only the program changes."""
 
-    def __init__(self, text: str) -> None:
+    text = ""
+
+    def __init__(self) -> None:
         super().__init__("")
-        self._text = text
 
-    def _create_gui_handle(self, viser_server) -> None:
-        self.gui_handle = viser_server.gui.add_markdown(self._text)
+    def _create_gui_handle(self, viser_server: Any) -> None:
+        self.gui_handle = viser_server.gui.add_markdown(self.text)
 
-    def install(self, viser_server) -> None:
+    def install(self, viser_server: Any) -> None:
         self._create_gui_handle(viser_server)
 
-    @property
-    def text(self) -> str:
-        return self._text
-
-    @text.setter
-    def text(self, text: str) -> None:
-        self._text = text
+    def show(self, text: str) -> None:
+        self.text = text
         handle: Any = self.gui_handle
         if handle is not None:
             handle.content = text
@@ -62,219 +51,148 @@ class ViewerPanel:
     """The elements of one pipeline.
 
     Args:
-        pipeline: with its model, autoencoder and datamanager in place.
+        model: what the viewer renders.
+        schedule: of the training.
+        training_cameras: (N,), in the order of the photos.
+        original_decoder: of the untouched autoencoder, (1, c, h, w) -> (1, 3, H, W); None: it is out of reach.
     """
 
-    def __init__(self, pipeline: LatentPipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(
+        self,
+        model: DecodedScene,
+        schedule: TwoPhaseSchedule,
+        training_cameras: Cameras,
+        original_decoder: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self._schedule = schedule
         self._line_at = 0.0
-        self._autoencoded: Dict[int, Dict[str, Tensor]] = {}
-        decoders = [FINE_TUNED] if pipeline.autoencoder is None else [FINE_TUNED, ORIGINAL]
-        channels = [f"channel {i + 1}" for i in range(pipeline.model.scene.config.latent_channels)]
-        self.phase = ViewerLine("")
+        decoders = {FINE_TUNED: None, **({} if original_decoder is None else {ORIGINAL: original_decoder})}
+        channels = {PREVIEW: None, **{f"channel {i + 1}": i for i in range(len(model.normalizer.mean))}}
+        state = model.viewer_state
+        self.phase = ViewerLine()
         self.decoder = ViewerDropdown(
             "Decoder",
             FINE_TUNED,
-            decoders,
-            cb_hook=lambda element: self._choose_decoder(element.value),
+            list(decoders),
+            cb_hook=lambda element: setattr(state, "decoder", decoders[element.value]),
             hint="What makes rgb of the latents: the decoder trained with the scene, or the autoencoder's own",
         )
         self.latent = ViewerDropdown(
             "Latent",
             PREVIEW,
-            [PREVIEW, *channels],
-            cb_hook=lambda element: self._choose_channel(element.options.index(element.value)),
+            list(channels),
+            cb_hook=lambda element: setattr(state, "channel", channels[element.value]),
             hint="The output `latent`: a projection of all channels to three colours, or one channel in grey",
         )
-        self.photo = ViewerCheckbox(
-            "Photo beside",
-            False,
-            disabled=pipeline.datamanager.photos_missing,
-            cb_hook=lambda element: self._choose_photo(element.value),
-            hint="Split the screen: left the render, right the nearest training photo through the autoencoder",
-        )
+        self.control = LatentViewerControl(model, training_cameras.to("cpu"))
         self.nearest = ViewerButton(
             "To the nearest training camera", cb_hook=lambda element: self.control.go_to_nearest_camera()
         )
-        self.control = LatentViewerControl(self)
         self.show_steps(0)
 
-    def elements(self) -> List[Union[ViewerElement, ViewerControl]]:
+    def elements(self) -> list[ViewerElement | ViewerControl]:
         """In the order in which they stand in the viewer."""
-        return [self.phase, self.decoder, self.latent, self.photo, self.nearest, self.control]
-
-    # The phase ------------------------------------------------------------------------------------------------
+        return [self.phase, self.decoder, self.latent, self.nearest, self.control]
 
     def follow(self, step: int) -> None:
-        """Say where the training is, at most twice a second and at the last step of each phase."""
-        last = step + 1 in (self._pipeline.schedule.latent_supervision_steps, self._pipeline.schedule.total_steps)
+        """Show where the training is, at most twice a second and at the last step of each phase."""
+        last = step + 1 in (self._schedule.latent_supervision_steps, self._schedule.total_steps)
         if last or time.monotonic() - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = time.monotonic()
             self.show_steps(step + 1)
 
     def show_steps(self, done: int) -> None:
-        """Say which phase it is after so many steps."""
-        schedule = self._pipeline.schedule
+        """Show the phase after so many steps."""
+        schedule = self._schedule
         phase, first, total = schedule.phase(max(done - 1, 0)), 0, schedule.latent_supervision_steps
         if phase is Phase.RGB_ALIGNMENT:
             first, total = total, schedule.rgb_alignment_steps
-        self.phase.text = (
+        self.phase.show(
             f"Phase: **{phase.value}**, step {done - first:,} of {total:,}  \n"
             f"Run: step {done:,} of {schedule.total_steps:,}"
         )
 
-    # Choices --------------------------------------------------------------------------------------------------
-
-    def _choose_decoder(self, name: str) -> None:
-        self._pipeline.model.viewer_state.decoder = self._pipeline.autoencoder.decode if name == ORIGINAL else None
-
-    def _choose_channel(self, option: int) -> None:
-        self._pipeline.model.viewer_state.channel = option - 1 if option > 0 else None
-
-    def _choose_photo(self, beside: bool) -> None:
-        self._pipeline.model.viewer_state.beside = self.nearest_photo if beside else None
-        self.control.split_screen(beside)
-
-    # Photos of training cameras -------------------------------------------------------------------------------
-
-    def nearest_camera(self, camera: Cameras) -> int:
-        """Index of the training camera nearest to a camera (1,) in place and direction."""
-        poses, mine = self.training_cameras().camera_to_worlds, camera.camera_to_worlds.cpu().reshape(3, 4)
-        place = (poses[:, :, 3] - mine[:, 3]).norm(dim=-1)
-        direction = (poses[:, :, 2] - mine[:, 2]).norm(dim=-1)
-        return int((place + direction).argmin())
-
-    @torch.no_grad()
-    def nearest_photo(self, camera: Cameras) -> Dict[str, Tensor]:
-        """The nearest training camera's `photo` and `autoencoded_photo`, (H, W, 3), as a camera (1,) would see them.
-
-        Turned and zoomed to the camera, which is exact where it stands at the training camera's place; elsewhere they
-        are what was seen from the training camera. Grey where that saw nothing.
-        """
-        index = self.nearest_camera(camera)
-        if index not in self._autoencoded:
-            self._autoencoded = {index: self._photo_and_autoencoded(index)}  # one is enough: cameras move slowly
-        grid, seen = _seen_from(camera, self.training_cameras()[index])
-        pictures = {}
-        for name, picture in self._autoencoded[index].items():
-            warped = F.grid_sample(picture, grid.to(picture), mode="bilinear", padding_mode="border")
-            pictures[name] = torch.where(seen.to(picture.device), warped[0].permute(1, 2, 0), 0.5)
-        return pictures
-
-    def _photo_and_autoencoded(self, index: int) -> Dict[str, Tensor]:
-        photo = self._pipeline.datamanager.train_dataset.get_image_float32(index).permute(2, 0, 1)[None]
-        pictures = {"photo": photo.to(self._pipeline.device)}
-        autoencoder = self._pipeline.autoencoder
-        if autoencoder is not None:
-            size = (photo.shape[2], photo.shape[3])
-            pictures["autoencoded_photo"] = autoencoder.decode(autoencoder.encode(photo), size=size)
-        return pictures
-
-    def training_cameras(self) -> Cameras:
-        """Of all training photos, on the CPU."""
-        return self._pipeline.datamanager.train_dataset.cameras.to("cpu")
-
 
 class LatentViewerControl(ViewerControl):
-    """Sizes and first camera that suit a decoder.
+    """Size of moving pictures, and the camera at which a page opens.
 
-    While a camera moves, Nerfstudio asks for pictures so small that 30 a second can be rendered, on the assumption that
-    half the pixels take half the time. A decoder always renders at the pixel size of its training
-    (`DecodedScene.render`), so small pictures take as long as larger ones, the next picture would be asked for still
-    smaller, and all would end at 30 pixels. Here moving pictures have the size at which they are decoded, which costs
-    no more. A page opens at a training camera with its field of view, where the scene looks as in the photos; that
-    camera's frustum, whose photo would hide the render, is hidden while a page stands there.
+    A page opens at a training camera with its field of view, where the scene looks as in the photos. The frustum of a
+    camera is hidden while the page stands there, since its photo would cover the render.
+
+    Args:
+        model: what the viewer renders.
+        training_cameras: (N,), on the CPU.
     """
 
-    def __init__(self, panel: ViewerPanel) -> None:
-        self._panel = panel
-        self._hidden: Optional[int] = None
+    def __init__(self, model: DecodedScene, training_cameras: Cameras) -> None:
+        self._model = model
+        self._cameras = training_cameras
+        self._hidden: int | None = None
 
-    def _setup(self, viewer) -> None:
+    def _setup(self, viewer: Any) -> None:
         super()._setup(viewer)
-        viewer.control_panel.update_output_options = photos_last(viewer.control_panel.update_output_options)
         viewer.viser_server.on_client_connect(self._welcome)  # after Nerfstudio's own
 
-    def _welcome(self, client) -> None:
-        machine: Any = self.viewer.render_statemachines[client.client_id]
-        stock_size = machine._calculate_image_res
+    def _welcome(self, client: Any) -> None:
+        viewer: Any = self.viewer
+        machine = viewer.render_statemachines[client.client_id]
+        nerfstudios_size = machine._calculate_image_res
 
-        def size(aspect: float) -> Tuple[int, int]:
-            self._uncover(client)
+        def size(aspect: float) -> tuple[int, int]:
+            self._hide_frustum_at(client)
             if machine.state == "high":
-                return stock_size(aspect)
-            fov = self.viewer.get_camera_state(client).fov
-            return self.size_while_moving(aspect, fov, self.viewer.control_panel.max_res)
+                return nerfstudios_size(aspect)
+            return self.size_while_moving(aspect, viewer.get_camera_state(client).fov, viewer.control_panel.max_res)
 
+        # Nerfstudio has no setting for this private method: it asks for moving pictures so small that 30 a second can
+        # be rendered, as if half the pixels took half the time. A decoder always renders at the pixel size of its
+        # training, so the next picture would be asked for still smaller, down to 30 pixels.
         machine._calculate_image_res = size
-        camera = self._panel.training_cameras()[0]
-        client.camera.fov = 2 * math.atan(float(camera.height) / 2 / float(camera.fy))
+        client.camera.fov = 2 * math.atan(float(self._cameras.height[0]) / 2 / float(self._cameras.fy[0]))
         self._go(client, 0)
 
-    def _uncover(self, client) -> None:
-        """Hide the frustum in which a page stands, and show again the one that it has left."""
-        frusta, standing = getattr(self.viewer, "camera_handles", {}), None
+    def _hide_frustum_at(self, client: Any) -> None:
+        viewer: Any = self.viewer
+        frusta, standing = getattr(viewer, "camera_handles", {}), None  # drawn after the first pages may open
         for index, frustum in frusta.items():
-            if abs(frustum.position - client.camera.position).max() < 2 * self.viewer.config.camera_frustum_scale:
+            if abs(frustum.position - client.camera.position).max() < 2 * viewer.config.camera_frustum_scale:
                 standing = index
         if self._hidden in frusta and self._hidden != standing:
-            frusta[self._hidden].visible = self.viewer.hide_images.visible  # unless all are hidden
+            frusta[self._hidden].visible = viewer.hide_images.visible  # unless all are hidden
         if standing is not None:
             frusta[standing].visible = False
         self._hidden = standing
 
-    def size_while_moving(self, aspect: float, fov: float, largest: int) -> Tuple[int, int]:
-        """Height and width at which a view is decoded, at most `largest`."""
-        focal = float(self._panel._pipeline.model.focal_range[0])
+    def size_while_moving(self, aspect: float, fov: float, largest: int) -> tuple[int, int]:
+        """Height and width at which a view is decoded, at most `largest`; `fov` is vertical, in radians."""
+        focal = float(self._model.focal_range[0])
         fov = min(fov, math.radians(120))  # fisheye and equirectangular previews have any
         height = min(2 * focal * math.tan(fov / 2), largest, largest / aspect)
         return max(round(height), 1), max(round(height * aspect), 1)
 
+    def nearest_camera(self, pose: Tensor) -> int:
+        """Index of the training camera nearest to a pose (3, 4) in place and direction."""
+        poses = self._cameras.camera_to_worlds
+        place, direction = ((poses[:, :, i] - pose.to(poses)[:, i]).norm(dim=-1) for i in (3, 2))
+        return int((place + direction).argmin())
+
     def go_to_nearest_camera(self) -> None:
         """Move every page to the training camera nearest to where it is."""
         for client in self.viewer.viser_server.get_clients().values():
-            state = self.viewer.get_camera_state(client)
-            here = Cameras(state.c2w.float()[None], 1.0, 1.0, 0.5, 0.5, 1, 1)
-            self._go(client, self._panel.nearest_camera(here))
+            self._go(client, self.nearest_camera(self.viewer.get_camera_state(client).c2w))
 
-    def _go(self, client, index: int) -> None:
-        import numpy as np
-        import viser.transforms as vtf
-        from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO
+    def _go(self, client: Any, index: int) -> None:
+        from nerfstudio.viewer.viewer import VISER_NERFSTUDIO_SCALE_RATIO as SCALE
 
-        poses = self._panel.training_cameras().camera_to_worlds.double().cpu()
-        focus = _focus(poses).numpy()
-        pose = poses[index].numpy()
+        poses = self._cameras.camera_to_worlds.double()
+        focus, pose = _focus(poses).numpy(), poses[index].numpy()
         rotation = vtf.SO3.from_matrix(pose[:, :3]) @ vtf.SO3.from_x_radians(np.pi)
         ahead = max(float((pose[:, 3] - focus) @ pose[:, 2]), 0.1)
         with client.atomic():
-            client.camera.position = pose[:, 3] * VISER_NERFSTUDIO_SCALE_RATIO
+            client.camera.position = pose[:, 3] * SCALE
             # What the mouse turns the view around: the point ahead that is nearest to what all cameras look at.
-            client.camera.look_at = (pose[:, 3] - ahead * pose[:, 2]) * VISER_NERFSTUDIO_SCALE_RATIO
+            client.camera.look_at = (pose[:, 3] - ahead * pose[:, 2]) * SCALE
             client.camera.wxyz = rotation.wxyz
-
-    def split_screen(self, on: bool) -> None:
-        """Nerfstudio's own split screen; each page's next picture renews the menus (see `photos_last`).
-
-        So do pictures begun before the choice. Otherwise, with two pages open, the first one's picture would put the
-        photo into the menus, and one of the second's, begun before, would lack it.
-        """
-        viewer = getattr(self, "viewer", None)
-        if viewer is None:
-            return
-        for machine in viewer.render_statemachines.values():
-            machine.output_keys = set()
-        viewer.control_panel._split.value = on
-
-
-def photos_last(renew: Callable[[List[str]], None]) -> Callable[[List[str]], None]:
-    """Nerfstudio's way to renew its menus of outputs, with the photos as the last of them.
-
-    It does so whenever a picture has other outputs than the one before, and then takes the last for the right half of
-    the split screen: its depth buffer, where depth is composited.
-    """
-    photos = ("photo", "autoencoded_photo")
-    return lambda names: renew(sorted(names, key=lambda name: photos.index(name) if name in photos else -1))
 
 
 def _focus(poses: Tensor) -> Tensor:
@@ -284,24 +202,3 @@ def _focus(poses: Tensor) -> Tensor:
     little = 1e-4 * torch.eye(3).to(poses)
     target = (across @ places[:, :, None]).mean(dim=0)[:, 0] + little @ places.mean(dim=0)
     return torch.linalg.solve(across.mean(dim=0) + little, target)
-
-
-def _seen_from(camera: Cameras, other: Cameras) -> Tuple[Tensor, Tensor]:
-    """Where another camera, moved to a camera's place, sees the camera's pixels.
-
-    Returns:
-        (1, H, W, 2) for `grid_sample` in the other camera's picture, and (H, W, 1) whether it is inside.
-    """
-    camera, other = camera.to("cpu").reshape((1,)), other.to("cpu").reshape((1,))
-    height, width = int(camera.height), int(camera.width)
-    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    x, y = (columns - camera.cx[0]) / camera.fx[0], -(rows - camera.cy[0]) / camera.fy[0]
-    directions = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
-    turn = other.camera_to_worlds[0, :, :3].T @ camera.camera_to_worlds[0, :, :3]
-    across, up, back = (directions @ turn.T).unbind(-1)
-    front = back < -1e-6
-    depth = torch.where(front, -back, torch.ones_like(back))
-    u = (across / depth * other.fx[0] + other.cx[0]) * 2 / float(other.width) - 1
-    v = (-up / depth * other.fy[0] + other.cy[0]) * 2 / float(other.height) - 1
-    inside = front & (u.abs() <= 1) & (v.abs() <= 1)
-    return torch.stack([u, v], dim=-1)[None], inside[..., None]
