@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from igae_nerfstudio.autoencoder.autoencoder import load_autoencoder as load_autoencoder
-    from igae_nerfstudio.joint.command import train_igae as train_igae
+    from igae_nerfstudio.joint.compositions import train_igae as train_igae
     from igae_nerfstudio.method_configs import latent_method as latent_method
     from igae_nerfstudio.runs import load_run as load_run
 
@@ -24,7 +24,7 @@ _MODULES = {
     "load_autoencoder": "autoencoder.autoencoder",
     "load_run": "runs",
     "latent_method": "method_configs",
-    "train_igae": "joint.command",
+    "train_igae": "joint.compositions",
 }
 __all__ = ["__version__", *_MODULES]
 
