@@ -169,8 +169,7 @@ def parts_of(
         planes = scene_parameters(config.triplanes, config.micro_macro, config.seed)
         if config.space == "rgb":
             return IdentityAutoencoder(), "rgb00000", planes
-    source = AutoencoderConfig(name_or_path=autoencoder) if isinstance(autoencoder, str) else autoencoder
-    loaded = load_autoencoder(source)
+    loaded = load_autoencoder(autoencoder)
     return TrainableAutoencoder(loaded), loaded.encoder_hash, planes
 
 

@@ -39,7 +39,8 @@ from igae_nerfstudio.joint.run_log import RunLog, progress_bar
 from igae_nerfstudio.joint.scene_data import SceneData
 from igae_nerfstudio.joint.trainer import Clock, Stage, Trainer
 from igae_nerfstudio.metrics import ImageMetrics
-from igae_nerfstudio.scenes.scene_views import SceneViews, find_scenes
+from igae_nerfstudio.scenes.scene_folders import find_scenes
+from igae_nerfstudio.scenes.scene_views import SceneViews
 from igae_nerfstudio.scenes.view_schedule import ViewGroup
 
 PHASES = {1: "latent_supervision", 2: "rgb_alignment"}

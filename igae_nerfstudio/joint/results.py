@@ -21,7 +21,7 @@ from typing import Any, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.autoencoder.autoencoder import load_autoencoder
 from igae_nerfstudio.autoencoder.identity import IdentityAutoencoder
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.config_files import to_plain, with_settings
@@ -30,8 +30,8 @@ from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.joint.config import ManyScenesConfig
 from igae_nerfstudio.joint.model import JointModel
 from igae_nerfstudio.joint.scene_parameters import scene_parameters
+from igae_nerfstudio.scenes.cameras import ViewCameras
 from igae_nerfstudio.scenes.plane_store import PlaneStore
-from igae_nerfstudio.scenes.scene_views import ViewCameras
 
 FORMAT = 1
 """Raised when older files can no longer be read."""
@@ -131,7 +131,7 @@ class SharedBasis:
         if config.space == "latent":
             if not folder.is_dir():
                 raise InputError(f"{folder} is missing; {PASS_SHARED}, with all that is in it")
-            autoencoder = TrainableAutoencoder(load_autoencoder(AutoencoderConfig(name_or_path=str(folder.resolve()))))
+            autoencoder = TrainableAutoencoder(load_autoencoder(folder.resolve()))
         model = JointModel(config, autoencoder, scene_parameters(config.triplanes, config.micro_macro), self.background)
         try:
             for name, part in MODULES.items():

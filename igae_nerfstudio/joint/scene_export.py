@@ -37,7 +37,7 @@ from igae_nerfstudio.joint.results import (
     shared_of,
 )
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
-from igae_nerfstudio.scenes.scene_views import is_srn_scene, read_scene
+from igae_nerfstudio.scenes.scene_folders import is_srn_scene, read_scene
 
 RECORD_FILE = "scene.pt"
 """In the run's folder: the cameras, as every latent run keeps them (`data/scene_record.py`)."""
