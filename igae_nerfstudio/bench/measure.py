@@ -74,16 +74,13 @@ class Training:
             self.callbacks(step, AFTER)
 
 
-def seconds_of(work: Callable[[], Any], at_least: float = 0.0, share: float = 1.0) -> dict[str, float]:
-    """The `least` and the `median` seconds of some work, repeated on one thread after a warm-up.
+def seconds_of(work: Callable[[], Any], at_least: float = 0.0) -> float:
+    """The least seconds of some work on one thread, repeated for `at_least` seconds after a warm-up.
 
-    Args:
-        work: what is timed.
-        at_least: seconds of all repetitions.
-        share: what the work is of the whole that is asked for.
+    The least, because whatever disturbs a measurement makes it longer.
     """
-    found = benchmark.Timer("work()", globals={"work": work}, timer=clock).blocked_autorange(min_run_time=at_least)
-    return {"least": min(found.times) / share, "median": found.median / share, "repetitions": len(found.times)}
+    timer = benchmark.Timer("work()", globals={"work": work}, timer=clock)
+    return min(timer.blocked_autorange(min_run_time=at_least).times)
 
 
 def training_in_its_middle(cell: Cell) -> tuple[Training, float]:
@@ -100,7 +97,7 @@ def training_in_its_middle(cell: Cell) -> tuple[Training, float]:
         return training, 0.0
     occupy_ball(grid)
     occupied = {name: value.clone() for name, value in grid.state_dict().items()}
-    update = seconds_of(lambda: training.callbacks(GRID_UPDATE, BEFORE))["least"]
+    update = seconds_of(lambda: training.callbacks(GRID_UPDATE, BEFORE))
     grid.load_state_dict(occupied)
     return training, update / GRID_INTERVAL
 
@@ -113,13 +110,11 @@ def measure_speed(cell: Cell) -> dict[str, Any]:
         `bytes`.
     """
     training, upkeep = training_in_its_middle(cell)
-    period = (
-        getattr(training.scene.config, "proposal_update_every", 0) + 1
-    )  # proposal networks learn in one of so many steps
+    period = getattr(training.scene.config, "proposal_update_every", 0) + 1  # proposals learn in one of so many steps
     seconds, rays, activations = {}, {}, 0
     for phase, number in (LATENT_PHASES if cell.baseline == "latent" else RGB_PHASES).items():
-        taken = seconds_of(lambda: training.steps([number] * period), cell.seconds, period)  # noqa: B023
-        seconds[phase] = {**taken, "least": taken["least"] + upkeep, "median": taken["median"] + upkeep}
+        steps = [number] * period
+        seconds[phase] = seconds_of(lambda: training.steps(steps), cell.seconds) / period + upkeep  # noqa: B023
         rays[phase], kept = rays_and_activations(training, number)
         activations = max(activations, kept)
     seconds.update(picture_seconds(training, cell.seconds))
@@ -152,7 +147,7 @@ def rays_and_activations(training: Training, step: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def picture_seconds(training: Training, at_least: float) -> dict[str, dict[str, float]]:
+def picture_seconds(training: Training, at_least: float) -> dict[str, float]:
     """Of the `picture` of the first evaluation camera and, in latents, of the `decode` in it."""
     model = training.pipeline.eval().model
     camera = training.pipeline.datamanager.eval_dataset.cameras[0:1].to(training.trainer.device)
@@ -164,8 +159,8 @@ def picture_seconds(training: Training, at_least: float) -> dict[str, dict[str, 
     height, width = rays.shape
     count = min(height, -(-RENDER_RAYS // width))
     rows = rays[((torch.arange(count) + 0.5) * (height / count)).long()]
-    work = lambda: model.get_outputs_for_camera_ray_bundle(rows)  # noqa: E731
-    return {"picture": seconds_of(work, at_least, count / height)}
+    of_rows = seconds_of(lambda: model.get_outputs_for_camera_ray_bundle(rows), at_least)
+    return {"picture": of_rows * height / count}
 
 
 @torch.no_grad()

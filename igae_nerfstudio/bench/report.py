@@ -28,37 +28,10 @@ BUYS = {
 
 COLOURS = {"stock": "tab:gray", "twin": "tab:orange", "latent": "tab:blue"}
 
-TEXT = """# RGB against latents
-
-{facts}, one thread. Seconds are the process's own on a CPU, the least of several repetitions.
-
-- *stock*: Nerfstudio's method in RGB; *twin*: the same in RGB with every part that makes the latent method faster
-- twin / latent: what the latent space itself buys; stock / twin: what the faster parts alone buy
-- Each baseline has its own batch. A latent ray stands for a square of pixels, 8 x 8 with the bundled autoencoder.
-- A latent training step is a mean one of the paper's schedule: 0.4 latent supervision, 0.6 RGB alignment.
-
-{ratios}
-
-{sizes}
-"""
-QUALITY_TEXT = """
-## Quality at equal training time
-
-Small models and batches that learn fast on a CPU, each baseline its own (`bench/over_time.yaml`). Seconds include the
-set-up, in which latents are encoded, and no evaluation. Metrics are of all test views, at equal seconds of some.
-
-{quality}
-
-![PSNR over time](psnr_over_time.png)
-"""
-
 
 def seconds_of(cell: dict[str, Any], metric: str) -> float:
-    """The least seconds of a `picture`, or of a `training step`: in latents a mean one of the paper's schedule.
-
-    The least, because whatever disturbs a measurement makes it longer.
-    """
-    seconds = {name: values["least"] for name, values in cell["seconds"].items()}
+    """Seconds of a `picture`, or of a `training step`: in latents a mean one of the paper's schedule."""
+    seconds = cell["seconds"]
     if metric == "picture":
         return seconds["picture"]
     if "training" in seconds:
@@ -94,20 +67,18 @@ def write_report(folder: Path, cells: Cells) -> None:
         folder: for the files.
         cells: all measurements.
     """
-    text = json.dumps({"ratios": ratios(cells), "cells": list(cells)}, indent=1)
-    (folder / "bench.json").write_text(text + "\n")
-    speed, curves = [cell for cell in cells if "rays" in cell], [cell for cell in cells if "curve" in cell]
-    settings = cells[0]["cell"]
-    facts = {"scene": settings["data"], "preset": settings["preset"], **cells[0]["machine"]}
-    markdown = TEXT.format(
+    (folder / "bench.json").write_text(json.dumps({"ratios": ratios(cells), "cells": list(cells)}, indent=1) + "\n")
+    curves = [cell for cell in cells if "curve" in cell]
+    facts = {"scene": cells[0]["cell"]["data"], "preset": cells[0]["cell"]["preset"], **cells[0]["machine"]}
+    text = Path(__file__).with_name("report.md").read_text()
+    text = text.format(
         facts=", ".join(f"{name} {value}" for name, value in facts.items()),
-        ratios=_table(_ratio_rows(speed)),
-        sizes=_table([_size_row(cell) for cell in speed]),
+        ratios=_table(_ratio_rows(cells)),
+        speed=_table([_speed_row(cell) for cell in cells if "rays" in cell]),
+        quality=_table([_quality_row(cell, curves) for cell in curves]) or "Not measured.",
     )
-    if curves:
-        markdown += QUALITY_TEXT.format(quality=_table([_quality_row(cell, curves) for cell in curves]))
-        plot_curves(folder / "psnr_over_time.png", curves)
-    (folder / "bench.md").write_text(markdown)
+    (folder / "bench.md").write_text(text)
+    plot_curves(folder / "psnr_over_time.png", curves)
 
 
 def _key(cell: dict[str, Any]) -> tuple[str, int, str]:
@@ -125,55 +96,46 @@ def _time(seconds: float) -> str:
 
 
 def _ratio_rows(cells: Cells) -> list[dict[str, Any]]:
-    speed = {_key(cell): cell for cell in cells}
-    found = {
-        tuple(ratio[name] for name in ("method", "size", "metric", "of", "over")): ratio for ratio in ratios(cells)
-    }
-    rows = []
-    for method, size, metric in dict.fromkeys(key[:3] for key in found):
-        row = {"method": method, "px": size, "seconds of": metric}
-        for baseline in COLOURS:
-            cell = speed.get((method, size, baseline))
-            row[baseline] = "-" if cell is None else _time(seconds_of(cell, metric))
-        for of, over in BUYS:
-            ratio = found.get((method, size, metric, of, over))
-            row[f"{of} / {over}"] = "-" if ratio is None else f"{ratio['ratio']:.2f}"
-        rows.append({**row, "paper (L4): stock / latent": f"{PAPER[method][metric]:.2f}" if size == 128 else "-"})
-    return rows
+    rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for ratio in ratios(cells):
+        method, size, metric = key = ratio["method"], ratio["size"], ratio["metric"]
+        paper = f"{PAPER[method][metric]:.2f}" if size == 128 else "-"
+        pairs = {f"{of} / {over}": "-" for of, over in BUYS}
+        empty = {"method": method, "px": size, "seconds of": metric, **pairs, "paper (L4): stock / latent": paper}
+        rows.setdefault(key, empty)[f"{ratio['of']} / {ratio['over']}"] = f"{ratio['ratio']:.2f}"
+    return list(rows.values())
 
 
-def _size_row(cell: dict[str, Any]) -> dict[str, Any]:
-    method, size, baseline = _key(cell)
-    decode = cell["seconds"].get("decode")
+def _speed_row(cell: dict[str, Any]) -> dict[str, Any]:
+    seconds = {name: _time(value) for name, value in cell["seconds"].items()}
     return {
-        **{"method": method, "px": size, "baseline": baseline},
+        **dict(zip(("method", "px", "baseline"), _key(cell))),
         "rays of a step": " + ".join(f"{rays:,}" for rays in cell["rays"].values()),
-        "step": " + ".join(_time(cell["seconds"][phase]["least"]) for phase in cell["rays"]),
-        "decode": "-" if decode is None else _time(decode["least"]),
+        "step": " + ".join(seconds[phase] for phase in cell["rays"]),
+        "picture": seconds["picture"],
+        "of it decode": seconds.get("decode", "-"),
         **{name: f"{size / 2**20:,.0f} MiB" for name, size in cell["bytes"].items()},
         "parameters": f"{cell['parameters']:,}",
     }
 
 
 def _quality_row(cell: dict[str, Any], curves: Cells) -> dict[str, Any]:
-    method, size, baseline = _key(cell)
-    end = min(other["curve"][-1][0] for other in curves if _key(other)[:2] == (method, size))
+    end = min(other["curve"][-1][0] for other in curves if _key(other)[:2] == _key(cell)[:2])
     return {
-        **{"method": method, "px": size, "baseline": baseline},
+        **dict(zip(("method", "px", "baseline"), _key(cell))),
         "steps": " + ".join(map(str, cell["steps"])),
         "seconds": f"{cell['curve'][-1][0]:.0f}",
-        **{
-            name.upper(): f"{value:.2f} dB" if name == "psnr" else f"{value:.3f}"
-            for name, value in cell["metrics"].items()
-        },
-        "PSNR at equal seconds": f"{psnr_at(cell['curve'], end):.2f} dB after {end:.0f} s",
-        "picture": _time(cell["seconds"]["picture"]["least"]),
+        **{name.upper(): f"{value:.3f}" for name, value in cell["metrics"].items()},
+        "PSNR at equal seconds": f"{psnr_at(cell['curve'], end):.2f} after {end:.0f} s",
+        "picture": _time(cell["seconds"]["picture"]),
     }
 
 
 def plot_curves(path: Path, cells: Cells) -> None:
     """PSNR over seconds of training, one plot for each method."""
     methods = list(dict.fromkeys(_key(cell)[0] for cell in cells))
+    if not methods:
+        return
     figure, axes = new_figure(len(methods))
     for cell in cells:
         method, size, baseline = _key(cell)
@@ -186,9 +148,7 @@ def plot_curves(path: Path, cells: Cells) -> None:
 
 def new_figure(count: int) -> tuple[Any, list[Any]]:
     """A figure and `count` axes next to each other, drawn without a screen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * count, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])

@@ -65,14 +65,13 @@ def test_all_baselines_of_two_methods_are_measured(small: None, blender_scene: P
         phases = {"latent supervision", "RGB alignment"} if baseline == "latent" else {"training"}
         assert set(found["rays"]) == phases and set(found["rays"].values()) == {4 * 6 * 6 if len(phases) > 1 else 64}
         assert {"picture", *phases} <= set(found["seconds"])
-        assert all(0 < value["least"] <= value["median"] for value in found["seconds"].values())
+        assert min(found["seconds"].values()) > 0
         assert found["parameters"] > 1000 and min(found["bytes"].values()) > 10_000
     report.write_report(tmp_path, json.loads(json.dumps(cells)))
     ratios = json.loads((tmp_path / "bench.json").read_text())["ratios"]
     assert len(ratios) == 2 * 2 * 3  # methods, step and picture, pairs of baselines
     assert {ratio["is"] for ratio in ratios} == set(report.BUYS.values())
-    header = (tmp_path / "bench.md").read_text().split("\n\n")[3].splitlines()[0]
-    assert "stock | twin | latent | twin / latent | stock / twin | stock / latent" in header
+    assert "| twin / latent | stock / twin | stock / latent |" in (tmp_path / "bench.md").read_text()
 
 
 @pytest.mark.parametrize("baseline", ["twin", "latent"])
@@ -114,7 +113,7 @@ def measured(baseline: str, **seconds: float) -> dict[str, Any]:
     return {
         "cell": {"method": "tensorf", "size": 128, "baseline": baseline, "data": "scene", "preset": "paper"},
         "machine": {},
-        "seconds": {name.replace("_", " "): {"least": value, "median": 9.0} for name, value in seconds.items()},
+        "seconds": {name.replace("_", " "): value for name, value in seconds.items()},
         "rays": {},
         "parameters": 1,
         "bytes": {},
@@ -142,10 +141,10 @@ def test_psnr_at_equal_seconds(tmp_path: Path) -> None:
     for baseline, curve in (("twin", [[10, 16], [30, 22]]), ("latent", [[10, 17], [20, 18]])):
         what = {"method": "tensorf", "size": 128, "baseline": baseline, "data": "scene", "preset": "paper"}
         found = {"cell": what, "machine": {}, "curve": curve, "steps": [1], "metrics": {"psnr": 18.5, "ssim": 0.5}}
-        curves.append({**found, "seconds": {"picture": {"least": 0.02}}})
+        curves.append({**found, "seconds": {"picture": 0.02}})
     report.write_report(tmp_path, curves)
     rows = [line for line in (tmp_path / "bench.md").read_text().splitlines() if line.startswith("| tensorf")]
-    assert ["19.00 dB after 20 s" in rows[0], "18.00 dB after 20 s" in rows[1]] == [True, True]
+    assert ["19.00 after 20 s" in rows[0], "18.00 after 20 s" in rows[1]] == [True, True]
 
 
 def test_occupancy_of_a_ball(small: None, blender_scene: Path, tmp_path: Path) -> None:
