@@ -59,10 +59,8 @@ class MarchedNGP(NGPModel):
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         """`rgb` (R, c), `accumulation` (R, 1), `depth` (R, 1) and `num_samples_per_ray` (R,) of R rays."""
-        return super().get_outputs(ray_bundle) if self.compiled else self._march(ray_bundle)
-
-    def _march(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        """Nerfstudio's `get_outputs` without compiled kernels."""
+        if self.compiled:
+            return super().get_outputs(ray_bundle)
         num_rays = len(ray_bundle)
         samples, ray_indices = self._samples(ray_bundle)
         field_outputs = self.field(samples)
@@ -85,7 +83,7 @@ class MarchedNGP(NGPModel):
 
     def _samples(self, ray_bundle: RayBundle) -> tuple[RaySamples, Tensor]:
         """What Nerfstudio's `VolumetricSampler` returns: packed samples (n, 1) and the ray of each, (n,)."""
-        nears, fars, step_size = ray_bundle.nears, ray_bundle.fars, self.config.render_step_size
+        step_size = self.config.render_step_size
         assert step_size is not None  # chosen where the model is built
         marched = march_occupancy_grid(
             self.occupancy_grid,
@@ -98,8 +96,8 @@ class MarchedNGP(NGPModel):
             cone_angle=self.config.cone_angle,
             alpha_thre=self.config.alpha_thre,
             stratified=self.training,
-            nears=nears,
-            fars=fars,
+            nears=ray_bundle.nears,
+            fars=ray_bundle.fars,
         )
         index, starts, ends = marched.ray_indices, marched.t_starts, marched.t_ends
         if len(index) == 0:  # one sample of no length, so that losses keep a gradient

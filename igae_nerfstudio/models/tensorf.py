@@ -35,16 +35,12 @@ class RGBTensoRFConfig(TensoRFModelConfig):
 
 
 class RGBTensoRF(TensoRFModel):
-    """Nerfstudio's TensoRF: the same weights, renders, losses and gradients, with less work.
-
-    The coarse pass has no gradient, colours are evaluated where there is density, and the total variation has a
-    gradient of its own.
-    """
+    """Nerfstudio's TensoRF: the same weights, renders, losses and gradients, with less work."""
 
     config: RGBTensoRFConfig
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        """`rgb` (R, c), `accumulation` (R, 1) and `depth` (R, 1) of R rays."""
+        """`rgb` (R, c), `accumulation` (R, 1) and `depth` (R, 1) of R rays; the coarse pass has no gradient."""
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
         coarse = self.sampler_uniform(ray_bundle)
@@ -66,8 +62,8 @@ class RGBTensoRF(TensoRFModel):
     def _field_outputs(self, samples: RaySamples, occupied: Tensor) -> dict[FieldHeadNames, Tensor]:
         """Densities (R, S, 1) and colours (R, S, c) of samples; 0 on rays that are not `occupied` (R,).
 
-        Colours, which cost most, are evaluated where the density is above 0 alone. That changes nothing: elsewhere
-        the weight is 0, and so is, as the density ends in a ReLU, every gradient.
+        Colours, which cost most, are evaluated only where the density is above 0. That changes nothing: elsewhere the
+        weight is 0, and so is, as the density ends in a ReLU, every gradient.
         """
         density = torch.zeros(*samples.shape, 1, device=occupied.device)
         colour = torch.zeros(*samples.shape, self.field.field_output_rgb.get_out_dim(), device=occupied.device)

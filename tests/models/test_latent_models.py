@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEMO_SCENE, LATENT_METHODS, latent_config
+from conftest import LATENT_METHODS, latent_config
 
 from igae_nerfstudio.phases import Phase
+from igae_nerfstudio.rendering import latent_renderer
 from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
 
 DEVICES = [
@@ -92,20 +93,26 @@ def test_latents_are_composited_on_the_background_without_clamping() -> None:
     torch.testing.assert_close(packed, expected)
 
 
-def test_vanilla_nerf_does_not_empty_its_space(tmp_path: Path) -> None:
-    """It did when heads started far from the latents: the background was the nearest good answer, for ever."""
-    config = latent_config("vanilla_nerf", DEMO_SCENE, "bundled", tmp_path)
-    config.pipeline.model.num_coarse_samples, config.pipeline.model.num_importance_samples = 12, 4
+@pytest.mark.parametrize("middle", [0.5, 0.0])
+def test_heads_that_start_in_the_middle_keep_space_full(
+    middle: float, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads that start at 0, far from the latents, let vanilla NeRF empty its space: the background is nearer."""
+    monkeypatch.setattr(latent_renderer, "MIDDLE", middle)
+    config = latent_config("vanilla_nerf", blender_scene, autoencoder_dir, tmp_path)
+    model = config.pipeline.model
+    model.num_coarse_samples, model.num_importance_samples, model.layer_width = 12, 4, 64
     torch.manual_seed(0)
     pipeline = config.pipeline.setup(device="cpu")
     pipeline.train()
-    optimizer = torch.optim.Adam(pipeline.get_param_groups()["fields"], lr=5e-4)
+    optimizer = torch.optim.Adam(pipeline.get_param_groups()["fields"], lr=2e-3)
     for step in range(25):
         outputs, losses, _ = pipeline.get_train_loss_dict(step)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-    assert float(outputs["accumulation_fine"].mean()) > 0.5
+    accumulation = float(outputs["accumulation_fine"].mean())
+    assert accumulation > 0.8 if middle else accumulation < 0.05
 
 
 @pytest.mark.parametrize("method", LATENT_METHODS)

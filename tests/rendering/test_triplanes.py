@@ -105,9 +105,9 @@ def test_planes_learn_a_view() -> None:
     origins = torch.stack([x, y, torch.full_like(x, 4.0)], dim=-1).view(1, -1, 3)
     directions = torch.tensor([0.0, 0.0, -1.0]).expand_as(origins)
     target = torch.stack([x > 0, y > 0, x * y > 0], dim=-1).float().view(1, -1, 3)
-    optimizer = torch.optim.Adam([planes, *renderer.parameters()], lr=0.02)
+    optimizer = torch.optim.Adam([planes, *renderer.parameters()], lr=0.05)
     losses = []
-    for _ in range(150):
+    for _ in range(60):
         loss = (renderer(planes, origins, directions).latents - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
