@@ -121,7 +121,7 @@ def test_there_are_blocks_to_run() -> None:
     """No marker is misspelt, and the README's commands are among the blocks."""
     marked = sum(document.read_text(encoding="utf-8").count("<!-- runnable") for document in DOCUMENTS)
     assert marked == len(BLOCKS)
-    for parser in ("nerfstudio-data", "blender-data", "colmap", "instant-ngp-data"):
+    for parser in ("blender-data", "colmap", "instant-ngp-data"):
         assert re.search(rf"ns-train .* {parser}", "".join(block for _, block, _ in BLOCKS.values())), parser
 
 
