@@ -1,0 +1,121 @@
+"""A finished run of any method, latent or RGB: render its scene from any camera, and evaluate it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Sequence
+
+import torch
+import yaml
+from jaxtyping import Float
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.utils.eval_utils import eval_setup
+from torch import Tensor
+
+from igae_nerfstudio.errors import InputError, one_line
+from igae_nerfstudio.metrics import ImageMetrics
+
+
+@dataclass
+class Rendering:
+    """What one camera sees, on the CPU."""
+
+    rgb: Float[Tensor, "height width 3"]
+    """Colours in [0, 1]."""
+    depth: Float[Tensor, "height width 1"]
+    """Distance along each ray, in scene units."""
+    accumulation: Float[Tensor, "height width 1"]
+    """Opacity in [0, 1]."""
+    latent: Float[Tensor, "latent_height latent_width channels"] | None = None
+    """The latents that were decoded, normalised as in training; None for RGB methods."""
+
+
+class Run:
+    """A trained pipeline and the views that it is evaluated on.
+
+    Args:
+        name: a title.
+        pipeline: Nerfstudio's, of any method.
+        dataset: the evaluation views.
+    """
+
+    def __init__(self, name: str, pipeline: Any, dataset: Any) -> None:
+        self.name, self.pipeline, self.dataset = name, pipeline, dataset
+        self._metrics = ImageMetrics()
+
+    @property
+    def cameras(self) -> Cameras:
+        """The cameras (N,) of the evaluation views."""
+        return self.dataset.cameras
+
+    def photo(self, view: int) -> Float[Tensor, "height width 3"]:
+        """An evaluation photo in [0, 1], on white where it is transparent."""
+        image = self.dataset.get_image_float32(view)
+        return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+
+    @torch.no_grad()
+    def render(self, camera: Cameras) -> Rendering:
+        """Render one camera of any size, of batch shape () or (1,)."""
+        pipeline = self.pipeline.eval()
+        camera = (camera.reshape((1,)) if camera.shape == () else camera).to(pipeline.device)
+        if hasattr(pipeline.model, "render"):  # a latent scene with its decoder
+            view = pipeline.model.render(camera)
+            return Rendering(view.rgb.cpu(), view.depth.cpu(), view.accumulation.cpu(), view.latent.cpu())
+        outputs = pipeline.model.get_outputs_for_camera(camera)
+        fine = "_fine" if "rgb_fine" in outputs else ""  # as Nerfstudio's vanilla NeRF has it
+        return Rendering(*(outputs[name + fine].cpu() for name in ("rgb", "depth", "accumulation")))
+
+    def evaluate(self, views: Sequence[int] | None = None) -> dict[str, float]:
+        """`psnr` (dB), `ssim` and, where its weights can be had, `lpips`: means over evaluation views.
+
+        Args:
+            views: indices of the views; by default all.
+        """
+        views = range(len(self.dataset)) if views is None else views
+        found = [self._metrics(self.render(self.cameras[view : view + 1]).rgb, self.photo(view)) for view in views]
+        return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}
+
+
+def load_run(folder: Path | str) -> Run:
+    """A run with its newest checkpoint; its evaluation views are those of the test split, as in `ns-eval`.
+
+    Args:
+        folder: of the run, or its config.yml. Of several runs below the folder the newest is taken.
+
+    Raises:
+        InputError: there is no run, or it cannot be loaded.
+    """
+    path = Path(folder)
+    if not path.is_file():
+        found = sorted(path.glob("**/config.yml"), key=lambda config: config.stat().st_mtime)
+        if not found:
+            raise InputError(f"there is no run in {folder}: no config.yml; pass a folder that `ns-train` made")
+        path = found[-1]
+
+    def with_checkpoints_beside(config: TrainerConfig) -> TrainerConfig:
+        """Nerfstudio's own path holds only in the folder where the run was trained."""
+        config.relative_model_dir = path.absolute().parent / config.relative_model_dir
+        return config
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            config, pipeline, _, _ = eval_setup(
+                path, test_mode="inference", update_config_callback=with_checkpoints_beside
+            )
+    except InputError:
+        raise
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{path} cannot be read: {one_line(error)}; restore the file, or install the versions of Nerfstudio and of "
+            "its plugins that made the run"
+        ) from error
+    except (Exception, SystemExit) as error:  # Nerfstudio ends the process where there is no checkpoint
+        raise InputError(
+            f"the run {path} cannot be loaded ({type(error).__name__}: {one_line(error)[:200]}); check that its "
+            "checkpoints are there and load with this version of torch"
+        ) from error
+    return Run(f"{config.method_name} {config.experiment_name}", pipeline, pipeline.datamanager.eval_dataset)
