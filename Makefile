@@ -1,12 +1,13 @@
 # make demo    train, evaluate and film a small latent NeRF (about 4 minutes on 2 cores after the install)
 # make test    lint, types and tests; the same as .ci/run
 # make test-lowest    tests with the oldest packages that pyproject.toml allows, in an environment of their own
+# make docs    the documents and the API reference, to outputs/site/index.html
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest lint clean
+.PHONY: demo test test-lowest lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
@@ -20,6 +21,10 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 test-lowest: $(LOWEST)/installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest tests/autoencoder tests/data tests/models tests/pipelines \

@@ -25,6 +25,7 @@ ENTRY_POINTS = {
     "ns-eval": "nerfstudio.scripts.eval:entrypoint",
     "ns-render": "nerfstudio.scripts.render:entrypoint",
     "ns-viewer": "nerfstudio.scripts.viewer.run_viewer:entrypoint",
+    "igae": "igae_nerfstudio.cli:main",
     "igae-train": "igae_nerfstudio.joint.command:main",
     "igae-compare": "igae_nerfstudio.compare:main",
 }
