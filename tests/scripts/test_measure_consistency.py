@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import look_at_origin, write_blender_scene
+from conftest import ROOT, look_at_origin, write_blender_scene
 
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.scenes.cameras import ViewCameras
-from igae_nerfstudio.scenes.consistency import DepthViews, latent_surface, read_depth_views, reprojection_error, visible
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from measure_consistency import DepthViews, latent_surface, read_depth_views, reprojection_error, visible
 
 SIZE, FOCAL = 64, 80.0
 
