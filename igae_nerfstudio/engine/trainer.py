@@ -275,8 +275,7 @@ class LatentTrainer(SafeTrainer):
         # A callback, because with a viewer Nerfstudio's training never returns: the page stays up.
         evaluate = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], func=self._evaluate_at_the_end)
         self.callbacks.append(evaluate)
-        last_step = self.config.max_num_iterations - 1
-        with PhaseProgress(self.pipeline.schedule, self._start_step, last_step) as self.progress:
+        with PhaseProgress(self.pipeline.schedule, self.config.max_num_iterations - 1) as self.progress:
             super()._train()
 
     def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -285,7 +284,7 @@ class LatentTrainer(SafeTrainer):
             values = {"loss": loss, **losses, **metrics}
             self._log(step, {name: float(torch.as_tensor(value).detach()) for name, value in values.items()})
         if self.progress is not None and comms.is_main_process():
-            self.progress.update(step)
+            self.progress.step_done(step)
         return loss, losses, metrics
 
     def eval_iteration(self, step: int) -> None:
@@ -318,7 +317,7 @@ class LatentTrainer(SafeTrainer):
         assert self.pipeline.last_evaluation is not None
         metrics, images = self.pipeline.last_evaluation
         if self.progress is not None:
-            self.progress.psnr = metrics["psnr"]
+            self.progress.psnr = f"PSNR {metrics['psnr']:.2f} dB"
         self._log(step, {f"eval_{name}": value for name, value in metrics.items()})
         picture = images["figure"].permute(2, 0, 1)
         write_atomically(self.base_dir / "figure.png", lambda file: save_image(picture, file, format="png"))

@@ -9,10 +9,10 @@ from igae_nerfstudio.phases import TwoPhaseSchedule
 
 
 def run(capsys: pytest.CaptureFixture, first: int, last: int) -> list[str]:
-    with PhaseProgress(TwoPhaseSchedule(40, 60), first, last) as progress:
+    with PhaseProgress(TwoPhaseSchedule(40, 60), last) as progress:
         for step in range(first, last + 1):
-            progress.psnr = 21.5 if step >= 50 else None
-            progress.update(step)
+            progress.psnr = "PSNR 21.50 dB" if step >= 50 else ""
+            progress.step_done(step)
     return capsys.readouterr().out.splitlines()
 
 
