@@ -215,13 +215,6 @@ def open_real_images(config: IGAEConfig, folder: Path | None, processes: int) ->
 
 # --- The result ---
 
-MEASURED = {
-    "real_psnr": "real images kept out of training, through the autoencoder",
-    "view_psnr": "training views through the autoencoder",
-    "render_psnr": "Tri-Plane renders, decoded, against training views",
-    "latent_psnr": "rendered against encoded latents, normalised",
-}
-
 CARD = """---
 library_name: diffusers
 tags: [autoencoder, nerf]
@@ -235,14 +228,9 @@ Autoencoder", section 4). Everything that is needed to repeat it is in `training
 
     ns-train igae-tensorf --data SCENE --pipeline.autoencoder.name-or-path THIS_FOLDER
 
-Stage 1: {config.stage1.epochs} epochs; stage 2: {config.stage2.epochs} epochs.
+Measured, PSNR in dB: of held-out real images (`real_psnr`) and training views (`view_psnr`) through the autoencoder, of
+decoded Tri-Plane renders (`render_psnr`), and of normalised latents, rendered against encoded (`latent_psnr`).
 
-| weight | |
-|---|---|
-{weights}
-
-| measured (PSNR) | |
-|---|---|
 {measured}
 """
 
@@ -256,20 +244,13 @@ def export_autoencoder(
         folder: of the result; goes straight into `--pipeline.autoencoder.name-or-path`.
         trainer: at its end.
         source: what the training started from.
-        measured: PSNR in dB by name, see `MEASURED`.
+        measured: of `validate`.
     """
-    config, views = trainer.config, trainer.data.views
+    views, size = trainer.data.views, trainer.config.data.view_size
     start = source if isinstance(source, str) else source.name_or_path
+    counts = {"scenes": views.num_scenes, "views": views.total_views, "size": size}
+    lines = "\n".join(f"- {name}: {value:.2f}" for name, value in measured.items())
+    card = CARD.format(version=__version__, source=Path(start).name, measured=lines, **counts)
     facts = {"igae_nerfstudio": __version__, "started_from": start, "scenes": views.names, "views": views.total_views}
-    card = CARD.format(
-        version=__version__,
-        source=Path(start).name,
-        scenes=views.num_scenes,
-        views=views.total_views,
-        size=config.data.view_size,
-        config=config,
-        weights="\n".join(f"| {name} | {value:g} |" for name, value in vars(config.weights).items()),
-        measured="\n".join(f"| {MEASURED[name]} | {value:.2f} dB |" for name, value in measured.items()),
-    )
-    training = json.dumps({**facts, "config": to_plain(config), "psnr": measured}, indent=1) + "\n"
+    training = json.dumps({**facts, "config": to_plain(trainer.config), "psnr": measured}, indent=1) + "\n"
     save_autoencoder(folder, trainer.model.autoencoder.module, {"training.json": training, "README.md": card})

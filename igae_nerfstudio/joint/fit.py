@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -183,9 +183,7 @@ class SceneFit:
             write_json(folder / results.RESULT_FILE, result)
 
 
-@lru_cache(maxsize=1)
-def _image_metrics() -> ImageMetrics:
-    return ImageMetrics()
+METRICS = ImageMetrics()
 
 
 def measure(learnt: LearntScene, views: SceneViews, scene: int, limit: int | None = None) -> dict[str, float]:
@@ -195,7 +193,7 @@ def measure(learnt: LearntScene, views: SceneViews, scene: int, limit: int | Non
     rows = torch.tensor([i * number // count for i in range(count)])
     of_scene = torch.full_like(rows, scene)
     pairs = zip(learnt.images(views.cameras(of_scene, rows)).cpu(), views.images(of_scene, rows))
-    each = [_image_metrics()(image.permute(1, 2, 0), photo.permute(1, 2, 0)) for image, photo in pairs]
+    each = [METRICS(image.permute(1, 2, 0), photo.permute(1, 2, 0)) for image, photo in pairs]
     return {name: sum(metrics[name] for metrics in each) / count for name in each[0]}
 
 
