@@ -134,12 +134,7 @@ class BenchCommand(Settings):
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """The command `igae-bench`.
-
-    Args:
-        arguments: by default those of the process.
-        prog: its name in `--help`.
-    """
+    """The command `igae-bench`; `arguments` are by default those of the process, `prog` its name in `--help`."""
     with reported_in_one_line(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and Nerfstudio about each other
         tyro.cli(BenchCommand, args=arguments, prog=prog, description=BenchCommand.__doc__).run()
