@@ -102,12 +102,7 @@ def flight(cameras: Cameras, frames: int) -> Cameras:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """The command `igae-compare`.
-
-    Args:
-        arguments: by default those of the process.
-        prog: its name in `--help`.
-    """
+    """The command `igae-compare`; `arguments` are by default those of the process, `prog` its name in `--help`."""
     with reported_in_one_line(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and Nerfstudio about each other
         tyro.cli(CompareCommand, args=arguments, prog=prog, description=CompareCommand.__doc__).run()

@@ -1,10 +1,10 @@
-"""Contact sheets and films."""
+"""Contact sheets, plots and films."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -57,6 +57,14 @@ def broken(text: str, width: int) -> list[str]:
             line = line[len(lines[-1]) :].lstrip()
         lines.append(line)
     return lines
+
+
+def new_figure(count: int) -> tuple[Any, list[Any]]:
+    """A figure and `count` axes next to each other, drawn without a screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * count, 4), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def write_film(path: Path, frames: Sequence[Image.Image], frame_rate: int) -> None:

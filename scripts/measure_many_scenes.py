@@ -234,7 +234,7 @@ def cost(row: Dict[str, Any], scenes: float) -> float:
 
 def plot_comparison(path: Path, summary: Dict[str, Any]) -> None:
     """Bytes per scene over the number of scenes; PSNR over bytes; PSNR over seconds."""
-    from igae_nerfstudio.bench.report import new_figure  # imports Nerfstudio
+    from igae_nerfstudio.figures import new_figure
 
     figure, (over_n, over_bytes, over_time) = new_figure(3)
     counts = [2 ** (i / 2) for i in range(0, 25)]
@@ -351,7 +351,7 @@ def write_balls(folder: Path, count: int, size: int = 64) -> None:
 
 def plot_scale(path: Path, rows: List[Dict[str, Any]]) -> None:
     """Step time and memory over the number of scenes, and disk for comparison."""
-    from igae_nerfstudio.bench.report import new_figure  # imports Nerfstudio
+    from igae_nerfstudio.figures import new_figure
 
     figure, (times, memory) = new_figure(2)
     counts = [row["scenes"] for row in rows]

@@ -1,13 +1,12 @@
 """What is compared.
 
     stock     the method as Nerfstudio has it, in RGB
-    twin      the same model in RGB with every part that makes the latent method faster: fused Adam, a faster hash
-              encoding, no colours of empty samples, a faster total variation, the same occupancy grid and far plane
+    twin      the same in RGB with every part that makes the latent method faster: fused Adam, a faster hash encoding,
+              no colours of empty samples, a faster total variation, the same occupancy grid and far plane
     latent    the latent method
 
-So stock / twin is what the parts alone buy, twin / latent what the latent space itself buys. Speed is measured with the
-methods' defaults; quality over time with the settings of `over_time.yaml`, in which each learns fast, chosen for RGB
-with the same care as for latents.
+So stock / twin is what the parts buy, twin / latent what the latent space buys. Speed is measured with the methods'
+defaults, quality over time with settings in which each learns fast (`over_time.yaml`).
 """
 
 from __future__ import annotations
@@ -18,22 +17,19 @@ from typing import Any
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.configs.method_configs import method_configs as nerfstudio_methods
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
-from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
 from igae_nerfstudio import method_configs
 from igae_nerfstudio.bench.bench import OVER_TIME, Cell
 from igae_nerfstudio.config_files import read_yaml, with_settings
-from igae_nerfstudio.data.photo_dataset import PhotoDataset
 from igae_nerfstudio.engine.trainer import default_device
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.models.instant_ngp import MarchedNGPConfig, RGBInstantNGPConfig
 from igae_nerfstudio.models.tensorf import RGBTensoRFConfig
 
 RGB_RAYS = 4096
-"""Rays of an RGB step, Nerfstudio's default for TensoRF. (Its vanilla NeRF has 1,024, its Instant-NGP as many as have
-2^18 samples.) A latent step has 1,024 latent rays."""
+"""Rays of an RGB step, as in Nerfstudio's TensoRF (vanilla NeRF: 1,024; Instant-NGP: as many as have 2^18 samples)."""
 
 
 def trainer_config(cell: Cell) -> TrainerConfig:
@@ -81,11 +77,9 @@ def rgb_config(cell: Cell, latent: Any) -> Any:
 
 def learning_fast(config: Any, cell: Cell) -> Any:
     """The config with the settings of `over_time.yaml`, and schedules that end with its last step."""
-    where, settings = str(OVER_TIME), read_yaml(OVER_TIME)[cell.method][cell.baseline]
-    config.pipeline = with_settings(config.pipeline, settings["pipeline"], where)
-    if cell.size >= 256:
-        config.pipeline = with_settings(config.pipeline, settings.get("from_256_pixels", {}), where)
-    steps = steps_of(cell)
+    where, settings, steps = str(OVER_TIME), read_yaml(OVER_TIME)[cell.method][cell.baseline], steps_of(cell)
+    for entries in (settings["pipeline"], settings.get("from_256_pixels", {}) if cell.size >= 256 else {}):
+        config.pipeline = with_settings(config.pipeline, entries, where)
     for name, group in config.optimizers.items():
         for part, entries in settings.get("optimizers", {}).get(name, {}).items():
             group[part] = with_settings(group[part], entries, where)
@@ -115,17 +109,7 @@ def dataparser_config(cell: Cell) -> Any:
     return config
 
 
-def scene_split(cell: Cell, split: str) -> DataparserOutputs:
-    """What the scene's dataparser finds."""
-    return dataparser_config(cell).setup().get_dataparser_outputs(split=split)
-
-
 def scale_factor(cell: Cell) -> float:
     """On the scene's pictures, for the cell's size; a hair more, so that no side is rounded down below it."""
-    cameras = scene_split(cell, "train").cameras
+    cameras = dataparser_config(cell).setup().get_dataparser_outputs(split="train").cameras
     return (cell.size + 1e-3) / int(max(cameras.height.max(), cameras.width.max()))
-
-
-def evaluation_views(cell: Cell) -> PhotoDataset:
-    """The scene's test views, the same for every baseline."""
-    return PhotoDataset(scene_split(cell, "test"), scale_factor(cell))

@@ -49,8 +49,8 @@ class Settings:
     seconds: float = 5.0
     """Repeat each step and picture for at least so long, after one to warm up."""
     quality: float = 1.0
-    """Also measure PSNR over time, at the first size, in trainings of two to three CPU minutes; 2: twice as many
-    steps; 0: not at all. Vanilla NeRF is left out: it needs hours."""
+    """Also measure PSNR over time at the first size, in trainings of two to three CPU minutes (not of vanilla NeRF,
+    which needs hours); 2: twice as many steps; 0: not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +81,12 @@ class Cell(Settings):
         if self.path.exists() and (found := json.loads(self.path.read_text()))["cell"] == to_plain(self):
             return found
         command = [sys.executable, "-m", "igae_nerfstudio.bench.measure", *self.options()]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         log = self.path.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
-            ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            ended = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
         if ended.returncode:
             last = log.read_text().strip().rpartition("\n")[2]
             raise InputError(f"{log.stem}: {last or f'exit status {ended.returncode}'} (log: {log})")
@@ -133,16 +134,7 @@ class BenchCommand(Settings):
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """The command `igae-bench`.
-
-    Args:
-        arguments: by default those of the process.
-        prog: its name in `--help`.
-    """
+    """The command `igae-bench`; `arguments` are by default those of the process, `prog` its name in `--help`."""
     with reported_in_one_line(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and Nerfstudio about each other
         tyro.cli(BenchCommand, args=arguments, prog=prog, description=BenchCommand.__doc__).run()
-
-
-if __name__ == "__main__":
-    main()

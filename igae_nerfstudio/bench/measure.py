@@ -1,6 +1,6 @@
 """One measurement of `igae-bench`: `python -m igae_nerfstudio.bench.measure --help`.
 
-Everything is timed on one thread, on a CPU in the process's own seconds, which other processes hardly change.
+Everything is timed on one thread, on a CPU in the process's own seconds (busy neighbours stretch these too, but less).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from nerfstudio.engine.trainer import TrainerConfig
 from torch import Tensor
 from torch.utils import benchmark
 
-from igae_nerfstudio.bench.baselines import evaluation_views, steps_of, trainer_config
+from igae_nerfstudio.bench.baselines import dataparser_config, scale_factor, steps_of, trainer_config
 from igae_nerfstudio.bench.bench import Cell
 from igae_nerfstudio.config_files import to_plain
+from igae_nerfstudio.data.photo_dataset import PhotoDataset
 from igae_nerfstudio.errors import reported_in_one_line
 from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.models.latent_model import without_lpips
@@ -34,22 +35,14 @@ LATENT_PHASES = {"latent supervision": 5_001, "RGB alignment": 17_501}
 """A step in the middle of each phase, in which no occupancy grid is updated."""
 GRID_UPDATE, GRID_INTERVAL = 10_000, 16
 """A step in which nerfacc updates an occupancy grid, as in every 16th."""
-RENDER_RAYS = 4096
-"""An RGB picture is timed on so many of its rays, in rows evenly spread: Nerfstudio renders it in chunks of as many."""
-POINTS, CURVE_VIEWS = 10, 4
-"""Points of a curve of PSNR over time, and the views that each is of; the metrics at the end are of all."""
-
-clock = benchmark.timer if torch.cuda.is_available() else time.process_time
-"""Seconds: with a GPU those until its work is done, else those of this process."""
+RENDER_RAYS = 4096  # of an RGB picture that are timed, in rows evenly spread: Nerfstudio renders chunks of as many
+POINTS, CURVE_VIEWS = 10, 4  # of PSNR over time, and the views of each; the metrics at the end are of all
+clock = benchmark.timer if torch.cuda.is_available() else time.process_time  # of a GPU's work, or of this process
 BEFORE, AFTER = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN_ITERATION
 
 
 class Training:
-    """A trainer that is taken through any steps.
-
-    Args:
-        config: of the trainer.
-    """
+    """A trainer that is taken through any steps."""
 
     def __init__(self, config: TrainerConfig) -> None:
         torch.manual_seed(0)
@@ -139,9 +132,8 @@ def rays_and_activations(training: Training, step: int) -> tuple[int, int]:
         return tensor
 
     hook = training.scene.register_forward_pre_hook(lambda module, inputs: rays.append(inputs[0].size))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with hook, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         training.steps([step])
-    hook.remove()
     own = {value.untyped_storage().data_ptr() for value in training.pipeline.parameters()}
     return sum(rays), sum(size for pointer, size in kept.items() if pointer not in own)
 
@@ -184,10 +176,11 @@ def measure_quality(cell: Cell) -> dict[str, Any]:
     from diffusers import AutoencoderDC  # noqa: F401  imports are not counted
 
     config, steps, curve = trainer_config(cell), steps_of(cell), []
-    start = time.process_time()
+    start = clock()
     training = Training(config)
-    spent = time.process_time() - start
-    run = Run(cell.path.stem, training.pipeline, evaluation_views(cell))
+    spent = clock() - start
+    test_split = dataparser_config(cell).setup().get_dataparser_outputs(split="test")
+    run = Run(cell.path.stem, training.pipeline, PhotoDataset(test_split, scale_factor(cell)))
     views = range(0, len(run.cameras), -(-len(run.cameras) // CURVE_VIEWS))
     marks = [round(i * sum(steps) / POINTS) for i in range(POINTS + 1)]
     for first, end in zip(marks, marks[1:]):
@@ -214,7 +207,6 @@ def main() -> None:
         warnings.simplefilter("ignore")  # of torch and Nerfstudio about each other
         cell = tyro.cli(Cell)
         text = json.dumps(measure(cell), indent=1).encode()
-        cell.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cell.path, lambda file: file.write(text))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any, Sequence
 
 import numpy as np
+
+from igae_nerfstudio.figures import new_figure
 
 Cells = Sequence[dict[str, Any]]
 """As `bench.measure` gives them: a measurement, with its settings under `cell`."""
@@ -43,14 +46,12 @@ def ratios(cells: Cells) -> list[dict[str, Any]]:
     """Every ratio of seconds between two baselines of a method at one size, above 1 where the second is faster."""
     speed = {_key(cell): cell for cell in cells if "rays" in cell}
     found = []
-    for method, size in dict.fromkeys(key[:2] for key in speed):
-        for metric in ("training step", "picture"):
-            for (of, over), buys in BUYS.items():
-                slower, faster = speed.get((method, size, of)), speed.get((method, size, over))
-                if slower is not None and faster is not None:
-                    value = seconds_of(slower, metric) / seconds_of(faster, metric)
-                    what = {"method": method, "size": size, "metric": metric, "of": of, "over": over}
-                    found.append({**what, "ratio": value, "is": buys})
+    places = dict.fromkeys(key[:2] for key in speed)
+    for place, metric, (pair, buys) in product(places, ("training step", "picture"), BUYS.items()):
+        slower, faster = (speed.get((*place, baseline)) for baseline in pair)
+        if slower is not None and faster is not None:
+            what = dict(zip(("method", "size", "metric", "of", "over"), (*place, metric, *pair)))
+            found.append({**what, "ratio": seconds_of(slower, metric) / seconds_of(faster, metric), "is": buys})
     return found
 
 
@@ -144,11 +145,3 @@ def plot_curves(path: Path, cells: Cells) -> None:
         axis.set(title=method, xlabel="seconds of training", ylabel="PSNR of test views, dB")
         axis.legend()
     figure.savefig(path, dpi=110)
-
-
-def new_figure(count: int) -> tuple[Any, list[Any]]:
-    """A figure and `count` axes next to each other, drawn without a screen."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * count, 4), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
