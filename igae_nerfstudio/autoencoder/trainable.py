@@ -74,3 +74,22 @@ class TrainableAutoencoder(nn.Module):
         """phi, of the encoder, or psi, of the decoder."""
         names = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}[half]
         return (parameter for name, parameter in self.module.named_parameters() if name.startswith(names))
+
+
+class IdentityAutoencoder(nn.Module):
+    """E(x) = x and D(z) = z: with it, a trainer of latent scenes trains RGB scenes."""
+
+    latent_channels = 3
+    downscale = 1
+
+    def encode(self, images: Tensor, sample: bool = False) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def encode_colour(self, colour: Tensor) -> Tensor:
+        return colour
+
+    def parameters_of(self, half: str) -> Iterator[Parameter]:
+        return iter(())

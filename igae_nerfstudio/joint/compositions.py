@@ -17,9 +17,8 @@ from typing import Any, Callable, Iterator
 
 from igae_nerfstudio import __version__
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
-from igae_nerfstudio.autoencoder.identity import IdentityAutoencoder
 from igae_nerfstudio.autoencoder.saving import save_autoencoder
-from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
+from igae_nerfstudio.autoencoder.trainable import IdentityAutoencoder, TrainableAutoencoder
 from igae_nerfstudio.config_files import to_plain
 from igae_nerfstudio.console import log
 from igae_nerfstudio.errors import InputError

@@ -14,10 +14,9 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor, nn
 
-from igae_nerfstudio.autoencoder.identity import IdentityAutoencoder
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
-from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
+from igae_nerfstudio.autoencoder.trainable import IdentityAutoencoder, TrainableAutoencoder
 from igae_nerfstudio.joint.config import IGAEConfig
 from igae_nerfstudio.joint.scene_parameters import SceneParameters
 from igae_nerfstudio.rendering.triplanes import TriPlaneRenderer

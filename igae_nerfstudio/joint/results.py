@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from igae_nerfstudio.autoencoder.autoencoder import load_autoencoder
-from igae_nerfstudio.autoencoder.identity import IdentityAutoencoder
-from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
+from igae_nerfstudio.autoencoder.trainable import IdentityAutoencoder, TrainableAutoencoder
 from igae_nerfstudio.config_files import to_plain, with_settings
 from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.files import write_atomically

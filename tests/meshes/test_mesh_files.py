@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from igae_nerfstudio.meshes.mesh_files import find_meshes, mesh_hash, scene_names
+from igae_nerfstudio.meshes.render_objects import find_meshes, mesh_hash, scene_names
 
 
 def test_meshes_are_found_in_subfolders(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 
 from igae_nerfstudio.meshes import render_objects
-from igae_nerfstudio.meshes.mesh_files import mesh_hash
 from igae_nerfstudio.meshes.render_objects import (
     RenderObjects,
     main,
+    mesh_hash,
     scene_poses,
     scene_seed,
     sphere_cameras,
