@@ -144,19 +144,19 @@ def joint_trainer(
             f"the autoencoder's downscale {trainable.downscale} does not divide data.view_size {size}; take a multiple"
         )
     with accelerator.local_main_process_first():  # decodes the views once a machine
-        limits = {"limit_scenes": config.data.max_scenes, "limit_views": config.data.max_views}
-        views = SceneViews.open(scenes, size, cache / "views", **limits)
+        data = config.data
+        views = SceneViews.open(scenes, size, cache / "views", limit_scenes=data.max_scenes, limit_views=data.max_views)
     views.check_cameras(config.triplanes.half_extent)
     real = open_real_images(config, images, accelerator.num_processes)
     model = JointModel(config, trainable, planes, views.background).to(accelerator.device)
     perceptual = PerceptualLoss().to(accelerator.device) if real and config.weights.real_perceptual else None
     with accelerator.local_main_process_first():
-        data = SceneData(model, views, cache, encoder_hash[:8], real)
-    stages = two_stages(config, data, ("Stage 1: scenes", "Stage 2: scenes and autoencoder"), perceptual)
+        scene_data = SceneData(model, views, cache, encoder_hash[:8], real)
+    stages = two_stages(config, scene_data, ("Stage 1: scenes", "Stage 2: scenes and autoencoder"), perceptual)
     if config.stage2.latent_rescaling is not None:
         stages[1].before = partial(rescale_latents, smallest=config.stage2.latent_rescaling)
     run_log = RunLog(output_dir, tensorboard, wandb, to_plain(config)) if accelerator.is_main_process else None
-    return Trainer(config, model, data, stages, output_dir, accelerator, run_log, observe=log_validation)
+    return Trainer(config, model, scene_data, stages, output_dir, accelerator, run_log, observe=log_validation)
 
 
 def parts_of(

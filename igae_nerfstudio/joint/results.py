@@ -75,7 +75,7 @@ class SharedBasis:
         total = torch.zeros(model.shared.code_numbers, dtype=torch.float64)
         for scene in range(len(codes)):
             total += codes.load([scene])[0]
-        states = {name: model.get_submodule(part).state_dict() for name, part in MODULES.items()}
+        states: Any = {name: model.get_submodule(part).state_dict() for name, part in MODULES.items()}
         sizes = (model.autoencoder.latent_channels, model.autoencoder.downscale)
         mean = (total / len(codes)).float()
         return cls(

@@ -105,7 +105,7 @@ def run_config(
     config.output_dir, config.experiment_name, config.timestamp = output_dir, learnt.name, timestamp
     config.data = data
     pipeline, model, triplanes = config.pipeline, config.pipeline.model, basis.config.triplanes
-    pipeline.autoencoder.name_or_path = str((basis.path / "autoencoder").resolve())
+    pipeline.autoencoder.name_or_path = str((basis.folder / "autoencoder").resolve())
     pipeline.latent_normalization = basis.config.latent_normalization
     result = learnt_dir / RESULT_FILE
     if result.exists():
