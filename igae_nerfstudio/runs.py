@@ -74,7 +74,12 @@ class Run:
 
         Args:
             views: indices of the views; by default all.
+
+        Raises:
+            InputError: the dataset of the run is gone.
         """
+        if getattr(self.dataset, "photos_missing", False):
+            raise InputError(f"{self.name} cannot be evaluated: the photos of its dataset are gone; put them back")
         views = range(len(self.dataset)) if views is None else views
         found = [self._metrics(self.render(self.cameras[view : view + 1]).rgb, self.photo(view)) for view in views]
         return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}

@@ -44,6 +44,18 @@ def test_a_camera_of_another_size(runs: dict[str, Path]) -> None:
     assert load_run(runs["latent"]).render(camera).rgb.shape == (96, 96, 3)
 
 
+def test_a_run_without_its_photos_renders_and_is_not_evaluated(runs: dict[str, Path]) -> None:
+    scene = runs["latent"].parent / "scene"
+    away = scene.rename(scene.with_name("away"))
+    try:
+        run = load_run(runs["latent"])
+        assert run.render(run.cameras[0]).rgb.shape == (48, 48, 3)
+        with pytest.raises(InputError, match="photos of its dataset are gone"):
+            run.evaluate()
+    finally:
+        away.rename(scene)
+
+
 def test_a_run_that_was_moved(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints are looked for next to config.yml, not where they were written."""
     moved = shutil.copytree(next(runs["rgb"].glob("**/config.yml")).parent, tmp_path / "moved")
