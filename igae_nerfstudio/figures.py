@@ -8,6 +8,7 @@ from typing import Any, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -16,6 +17,11 @@ from igae_nerfstudio.errors import InputError, one_line
 
 LINE = 14
 """Height of a line of text on a sheet, in pixels."""
+ERROR_RANGE = 0.25
+"""The error map's brightest colour, as a mean absolute difference of colours in [0, 1]."""
+
+Photo = Float[Tensor, "height width 3"]
+Latent = Float[Tensor, "latent_height latent_width channels"]
 
 
 def to_uint8(image: Float[Tensor, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
@@ -65,6 +71,41 @@ def new_figure(count: int) -> tuple[Any, list[Any]]:
 
     figure = Figure(figsize=(5 * count, 4), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def evaluation_figure(
+    photo: Photo, rgb: Photo, autoencoded: Photo | None, latent: Latent, encoded: Latent | None
+) -> Float[Tensor, "rows columns 3"]:
+    """Photo, decoded render, photo through the autoencoder, error of the render; rendered channels; encoded channels.
+
+    Args:
+        photo: in [0, 1].
+        rgb: the decoded render, likewise.
+        autoencoded: the photo through the untouched autoencoder; None without it.
+        latent: rendered, normalised.
+        encoded: the photo's, likewise; None without the autoencoder.
+
+    Returns:
+        Values in [0, 1], on the CPU. What is missing is white.
+    """
+    from nerfstudio.utils import colormaps
+
+    error = (rgb - photo).abs().mean(dim=-1, keepdim=True) / ERROR_RANGE
+    heat = colormaps.apply_colormap(error.clamp(0, 1))
+    pictures = [photo, rgb, torch.ones_like(photo) if autoencoded is None else autoencoded, heat]
+    rows = [torch.cat([picture.float().cpu() for picture in pictures], dim=1)]
+    for values in (latent, encoded):
+        if values is not None:
+            rows.append(_channels(values, rows[0].shape[1]))
+    return torch.cat(rows).clamp(0, 1)
+
+
+def _channels(latent: Latent, width: int) -> Float[Tensor, "rows width 3"]:
+    """All channels next to each other in grey, enlarged to fit a width and filled up with white."""
+    h, w, c = latent.shape
+    row = latent.float().cpu().permute(0, 2, 1).reshape(h, c * w)[:, :width]
+    row = row.repeat_interleave(max(1, width // (c * w)), 1).repeat_interleave(max(1, width // (c * w)), 0)
+    return F.pad(row, (0, width - row.shape[1]), value=1.0)[..., None].expand(-1, -1, 3)
 
 
 def write_film(path: Path, frames: Sequence[Image.Image], frame_rate: int) -> None:

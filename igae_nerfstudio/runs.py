@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -18,20 +17,7 @@ from torch import Tensor
 
 from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.metrics import ImageMetrics
-
-
-@dataclass
-class Rendering:
-    """What one camera sees, on the CPU."""
-
-    rgb: Float[Tensor, "height width 3"]
-    """Colours in [0, 1]."""
-    depth: Float[Tensor, "height width 1"]
-    """Distance along each ray, in scene units."""
-    accumulation: Float[Tensor, "height width 1"]
-    """Opacity in [0, 1]."""
-    latent: Float[Tensor, "latent_height latent_width channels"] | None = None
-    """The latents that were decoded, normalised as in training; None for RGB methods."""
+from igae_nerfstudio.pipelines.decoded_scene import RenderedView
 
 
 class Run:
@@ -58,16 +44,16 @@ class Run:
         return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
 
     @torch.no_grad()
-    def render(self, camera: Cameras) -> Rendering:
-        """Render one camera of any size, of batch shape () or (1,)."""
+    def render(self, camera: Cameras) -> RenderedView:
+        """Render one camera of any size, of batch shape () or (1,); on the CPU."""
         pipeline = self.pipeline.eval()
         camera = (camera.reshape((1,)) if camera.shape == () else camera).to(pipeline.device)
         if hasattr(pipeline.model, "render"):  # a latent scene with its decoder
             view = pipeline.model.render(camera)
-            return Rendering(view.rgb.cpu(), view.depth.cpu(), view.accumulation.cpu(), view.latent.cpu())
+            return RenderedView(**{name: value.cpu() for name, value in vars(view).items()})
         outputs = pipeline.model.get_outputs_for_camera(camera)
         fine = "_fine" if "rgb_fine" in outputs else ""  # as Nerfstudio's vanilla NeRF has it
-        return Rendering(*(outputs[name + fine].cpu() for name in ("rgb", "depth", "accumulation")))
+        return RenderedView(*(outputs[name + fine].cpu() for name in ("rgb", "depth", "accumulation")))
 
     def evaluate(self, views: Sequence[int] | None = None) -> dict[str, float]:
         """`psnr` (dB), `ssim` and, where its weights can be had, `lpips`: means over evaluation views.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -30,9 +31,10 @@ def main() -> None:
     from diffusers import AutoencoderDC  # noqa: F401  imports are not counted
     from PIL import Image
 
-    from igae_nerfstudio.bench.baselines import evaluation_views, steps_of, trainer_config
-    from igae_nerfstudio.bench.bench import Cell
-    from igae_nerfstudio.bench.measure import Training, clock, seconds_of
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks.baselines import evaluation_views, steps_of, trainer_config
+    from benchmarks.bench import Cell
+    from benchmarks.measure import Training, clock, seconds_of
     from igae_nerfstudio.figures import sheet, to_uint8
     from igae_nerfstudio.runs import Run
 

@@ -10,6 +10,7 @@ training; updates of Instant-NGP's occupancy grid, in every 16th step, are not i
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from collections import defaultdict
@@ -74,8 +75,9 @@ def main() -> None:
 
 def profile(method: str, arguments: argparse.Namespace, folder: Path) -> list[str]:
     """The table's rows of one method."""
-    from igae_nerfstudio.bench.bench import Cell
-    from igae_nerfstudio.bench.measure import LATENT_PHASES, training_in_its_middle
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks.bench import Cell
+    from benchmarks.measure import LATENT_PHASES, training_in_its_middle
 
     cell = Cell(
         data=arguments.data,

@@ -109,7 +109,11 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         **kwargs: Any,
     ) -> None:
         self.rank, self.processes = comms.get_rank(), comms.get_world_size()
-        _check(config, self.processes)
+        if config.images_per_batch < 1 or config.images_per_batch % self.processes:
+            raise InputError(
+                f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}; it must be a positive multiple "
+                f"of the number of devices, {self.processes}"
+            )
         self.train_split: LatentSplit | None = None
         self.photos_missing = test_mode != "val" and _only_the_record_is_left(config)
         """Whether a finished run's dataset is gone: cameras come from the run's folder, photos are grey."""
@@ -283,23 +287,6 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 def _permutation(seed: int, count: int, epoch: int) -> list[int]:
     """The order of `count` images in one epoch."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-
-
-def _check(config: LatentDataManagerConfig, processes: int) -> None:
-    """Raises InputError for options that make no sense."""
-    if config.images_per_batch < 1:
-        raise InputError(f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}; it must be 1 or more")
-    for name in ("alignment_patch_size", "random_latent_rays"):
-        if (getattr(config, name) or 0) < 0:
-            raise InputError(
-                f"--pipeline.datamanager.{name.replace('_', '-')} is {getattr(config, name)}; it must be 0 (whole "
-                "images) or more"
-            )
-    if config.images_per_batch % processes:
-        raise InputError(
-            f"--pipeline.datamanager.images-per-batch is {config.images_per_batch}, which {processes} devices "
-            "cannot share equally; choose a multiple"
-        )
 
 
 def _read_photos(dataset: PhotoDataset, what: str) -> Tensor:

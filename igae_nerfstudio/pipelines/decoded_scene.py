@@ -29,16 +29,16 @@ from igae_nerfstudio.errors import InputError
 
 @dataclass
 class RenderedView:
-    """One camera, rendered."""
+    """What one camera sees."""
 
-    latent: Tensor
-    """(h, w, c), normalised, at the latent pixel size of training."""
     rgb: Tensor
-    """(H, W, 3) in [0, 1]."""
+    """(H, W, 3), colours in [0, 1]."""
     depth: Tensor
-    """(H, W, 1), scene units along the ray."""
+    """(H, W, 1), distance along the ray in scene units."""
     accumulation: Tensor
-    """(H, W, 1) in [0, 1]."""
+    """(H, W, 1), opacity in [0, 1]."""
+    latent: Tensor | None = None
+    """(h, w, c), what was decoded: normalised latents of the pixel size of training. None for RGB methods."""
 
 
 @dataclass
@@ -155,12 +155,13 @@ class DecodedScene(Model):
         geometry = enlarged_geometry(outputs["depth"], outputs["accumulation"], self.downscale)
         rgb = self.decode(outputs["latent"][None], decoder=decoder).permute(0, 3, 1, 2).float().clamp(0, 1)
         rgb, geometry = (view.resample(image)[0].permute(1, 2, 0) for image in (rgb, geometry))
-        return RenderedView(outputs["latent"], rgb.clamp(0, 1), geometry[..., :1], geometry[..., 1:].clamp(0, 1))
+        return RenderedView(rgb.clamp(0, 1), geometry[..., :1], geometry[..., 1:].clamp(0, 1), outputs["latent"])
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """`rgb` (H, W, 3), `depth` (H, W, 1), `accumulation` (H, W, 1) and `latent` (H, W, 3) of a camera."""
         shown = self.viewer_state
         view = self.render(camera, obb_box, shown.decoder)
+        assert view.latent is not None
         height, width = view.rgb.shape[:2]
         if shown.channel is None:
             preview = self.preview(view.latent)

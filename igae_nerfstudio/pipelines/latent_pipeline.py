@@ -10,7 +10,7 @@ RGB alignment       (eq. 3)   || x_p - x~_p ||^2 over theta and psi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Type
 
@@ -40,10 +40,10 @@ from igae_nerfstudio.console import warn
 from igae_nerfstudio.data.latent_datamanager import LatentDataManager, LatentDataManagerConfig
 from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError, one_line
+from igae_nerfstudio.figures import evaluation_figure
 from igae_nerfstudio.metrics import ImageMetrics
 from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
-from igae_nerfstudio.pipelines.evaluation_figure import evaluation_figure
 from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
 
 StepResult = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
@@ -99,13 +99,7 @@ class LatentPipelineConfig(VanillaPipelineConfig):
 
     def schedule(self) -> TwoPhaseSchedule:
         """The two phases; raises InputError where they make no sense."""
-        return TwoPhaseSchedule(
-            self.latent_supervision_steps,
-            self.rgb_alignment_steps,
-            self.latent_supervision_lr_factor,
-            self.rgb_alignment_lr_factor,
-            self.decoder_lr_decay,
-        )
+        return TwoPhaseSchedule(**{item.name: getattr(self, item.name) for item in fields(TwoPhaseSchedule)})
 
 
 class LatentPipeline(VanillaPipeline):

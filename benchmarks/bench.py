@@ -1,4 +1,4 @@
-"""`igae-bench`: what training and rendering cost in RGB and in latents, and what quality each reaches in equal time."""
+"""`igae bench`: what training and rendering cost in RGB and in latents, and what quality each reaches in equal time."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ BASELINES: dict[Method, tuple[Baseline, ...]] = {
     "vanilla-nerf": ("twin", "latent"),
 }
 """Nerfstudio has no K-Planes, and vanilla NeRF has no faster parts: no stock apart from the twin."""
+
+PATH = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+"""Where a process of its own finds this package, which is not installed."""
 
 OVER_TIME = Path(__file__).with_name("over_time.yaml")
 """Settings of the baselines whose quality over time is measured."""
@@ -69,7 +72,7 @@ class Cell(Settings):
         return self.output_dir / "cells" / f"{self.method}-{self.baseline}-{self.size}-{kind}.json"
 
     def options(self) -> list[str]:
-        """As `python -m igae_nerfstudio.bench.measure` takes them."""
+        """As `python -m benchmarks.measure` takes them."""
         return [f"--{name}={value}" for name, value in to_plain(self).items()]
 
     def result(self) -> dict[str, Any]:
@@ -80,12 +83,12 @@ class Cell(Settings):
         """
         if self.path.exists() and (found := json.loads(self.path.read_text()))["cell"] == to_plain(self):
             return found
-        command = [sys.executable, "-m", "igae_nerfstudio.bench.measure", *self.options()]
+        command = [sys.executable, "-m", "benchmarks.measure", *self.options()]
         log = self.path.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
             ended = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **PATH}
             )
         if ended.returncode:
             last = log.read_text().strip().rpartition("\n")[2]
@@ -120,7 +123,7 @@ class BenchCommand(Settings):
         Raises:
             InputError: the scene or the autoencoder cannot be used.
         """
-        from igae_nerfstudio.bench.report import write_report
+        from benchmarks.report import write_report
         from igae_nerfstudio.console import log
 
         if not self.data.exists():

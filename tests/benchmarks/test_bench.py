@@ -13,8 +13,8 @@ import torch
 import tyro
 from conftest import SMALL
 
-from igae_nerfstudio.bench import baselines, measure, report
-from igae_nerfstudio.bench.bench import BASELINES, OVER_TIME, BenchCommand, Cell, main
+from benchmarks import baselines, measure, report
+from benchmarks.bench import BASELINES, OVER_TIME, BenchCommand, Cell, main
 from igae_nerfstudio.config_files import read_yaml, to_plain
 from igae_nerfstudio.engine.optimizers import FusedAdamOptimizerConfig
 from igae_nerfstudio.errors import InputError

@@ -1,4 +1,4 @@
-"""One measurement of `igae-bench`: `python -m igae_nerfstudio.bench.measure --help`.
+"""One measurement of `igae-bench`: `python -m benchmarks.measure --help`.
 
 Everything is timed on one thread, on a CPU in the process's own seconds (busy neighbours stretch these too, but less).
 """
@@ -21,8 +21,8 @@ from nerfstudio.engine.trainer import TrainerConfig
 from torch import Tensor
 from torch.utils import benchmark
 
-from igae_nerfstudio.bench.baselines import dataparser_config, scale_factor, steps_of, trainer_config
-from igae_nerfstudio.bench.bench import Cell
+from benchmarks.baselines import dataparser_config, scale_factor, steps_of, trainer_config
+from benchmarks.bench import Cell
 from igae_nerfstudio.config_files import to_plain
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
 from igae_nerfstudio.errors import reported_in_one_line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from igae_nerfstudio.pipelines.evaluation_figure import ERROR_RANGE, evaluation_figure
+from igae_nerfstudio.figures import ERROR_RANGE, evaluation_figure
 
 
 def test_pictures_and_channels_are_where_they_belong() -> None:

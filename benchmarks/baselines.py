@@ -20,8 +20,8 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConf
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
+from benchmarks.bench import OVER_TIME, Cell
 from igae_nerfstudio import method_configs
-from igae_nerfstudio.bench.bench import OVER_TIME, Cell
 from igae_nerfstudio.config_files import read_yaml, with_settings
 from igae_nerfstudio.engine.trainer import default_device
 from igae_nerfstudio.errors import InputError
