@@ -52,8 +52,8 @@ def on_ray(options: RayOptions) -> RunAll:
 
     def run_all(tasks: Sequence[SceneTask]) -> Generator[Outcome, None, None]:
         with cluster(options) as ray:
-            gpus: float = min(1, int(ray.cluster_resources().get("GPU", 0)))
-            gpus = gpus if options.gpus_per_scene is None else options.gpus_per_scene
+            gpus = options.gpus_per_scene
+            gpus = min(1, int(ray.cluster_resources().get("GPU", 0))) if gpus is None else gpus
             # Ray runs a task again whose worker or machine was lost; what the task itself raises is an outcome.
             remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_fit)
             waiting = {remote.remote(task): task.scene.name for task in tasks}

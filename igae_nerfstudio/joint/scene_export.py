@@ -150,7 +150,7 @@ def pipeline_state(learnt: LearntScene, config: Any, autoencoder: Autoencoder, t
     with torch.no_grad():
         scene.planes.copy_(learnt.planes)
     scene.renderer.load_state_dict(learnt.model.renderer.state_dict())
-    model = DecodedScene(  # type: ignore[abstract]  # losses and metrics are a pipeline's
+    model = DecodedScene(  # type: ignore[abstract]  # Nerfstudio's losses and metrics are the pipeline's
         scene=scene,
         decoder=autoencoder.make_decoder(),
         normalizer=learnt.model.normalizer,

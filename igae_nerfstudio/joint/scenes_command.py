@@ -66,7 +66,8 @@ def fit(arguments: Sequence[str], prog: str) -> None:
     finder.add_argument("--shared", type=Path)
     shared = finder.parse_known_args(arguments)[0].shared
     settings = ManyScenesConfig() if shared is None else SharedBasis.load(shared).config
-    own = parse_command(FitCommand, FitCommand(tyro.MISSING, tyro.MISSING, tyro.MISSING, settings), arguments, prog)
+    default = FitCommand(tyro.MISSING, tyro.MISSING, tyro.MISSING, settings)
+    own = parse_command(FitCommand, default, arguments, prog)
     run_all: RunAll = one_after_another
     if own.ray or own.ray_address is not None:
         from igae_nerfstudio.joint.on_ray import RayOptions, on_ray
