@@ -28,9 +28,8 @@ from torch import Tensor
 
 from igae_nerfstudio.autoencoder.autoencoder import load_autoencoder
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.scenes.cameras import ViewCameras
 from igae_nerfstudio.scenes.scene_folders import find_scenes, read_scene
-from igae_nerfstudio.scenes.scene_views import read_view, to_images
+from igae_nerfstudio.scenes.scene_views import ViewCameras, read_view, to_images
 
 DEPTH_TOLERANCE = 0.02
 """Depths that differ by less, as a share of the depth, are of the same surface."""

@@ -188,12 +188,7 @@ def _undistort_fisheye(intrinsics: np.ndarray, params: list[float], size: tuple[
 def pinhole_cameras(cameras: Cameras, undistortions: list[Undistortion | None]) -> Cameras:
     """The cameras of the undistorted photos: same poses, pinhole intrinsics, no distortion."""
     cameras = deepcopy(cameras)
-    for name in (
-        "fx",
-        "fy",
-        "cx",
-        "cy",
-    ):  # some dataparsers give float64, over which `ns-render spiral` stumbles
+    for name in ("fx", "fy", "cx", "cy"):  # some dataparsers give float64, on which `ns-render spiral` fails
         setattr(cameras, name, getattr(cameras, name).float())
     for index, undistortion in enumerate(undistortions):
         if undistortion is None:

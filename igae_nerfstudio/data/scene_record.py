@@ -17,7 +17,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
 
-from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.files import write_atomically
 
 CAMERA_FIELDS = ("camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height", "distortion_params", "camera_type")
@@ -46,28 +46,17 @@ def _to_plain(outputs: DataparserOutputs) -> dict[str, Any]:
 
 
 def recorded_dataset(path: Path) -> Path:
-    """Where the dataset of a record was.
-
-    Raises:
-        InputError: the record cannot be read.
-    """
+    """Where the dataset of a record was; raises InputError where the record cannot be read."""
     return Path(_load(path)["data"])
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: record[name] for name in ("data", "splits")}
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    words = " ".join(str(error).split())
-    return InputError(
-        f"the cameras kept in {path} cannot be read ({type(error).__name__}: {words[:80]}): the file is damaged or of "
-        "another version; put the dataset back to where it was"
-    )
+        raise InputError(
+            f"the cameras kept in {path} cannot be read ({one_line(error)[:80]}); put the dataset back to where it was"
+        ) from error
 
 
 @dataclass
@@ -89,13 +78,9 @@ class SceneRecord(DataParser):
         if split not in saved:
             raise InputError(f"the dataset had no split '{split}' when the run was trained, only {', '.join(saved)}")
         outputs = dict(saved[split])
-        try:
-            cameras: dict[str, Any] = outputs.pop("cameras")
-            return DataparserOutputs(
-                cameras=Cameras(**cameras),
-                image_filenames=[Path(name) for name in outputs.pop("image_filenames")],
-                scene_box=SceneBox(aabb=outputs.pop("scene_box")),
-                **outputs,
-            )
-        except (KeyError, TypeError) as error:
-            raise _unreadable(self.config.record, error) from error
+        return DataparserOutputs(
+            cameras=Cameras(**outputs.pop("cameras")),
+            image_filenames=[Path(name) for name in outputs.pop("image_filenames")],
+            scene_box=SceneBox(aabb=outputs.pop("scene_box")),
+            **outputs,
+        )

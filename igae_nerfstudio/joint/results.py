@@ -29,8 +29,8 @@ from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.joint.config import ManyScenesConfig
 from igae_nerfstudio.joint.model import JointModel
 from igae_nerfstudio.joint.scene_parameters import scene_parameters
-from igae_nerfstudio.scenes.cameras import ViewCameras
 from igae_nerfstudio.scenes.plane_store import PlaneStore
+from igae_nerfstudio.scenes.scene_views import ViewCameras
 
 FORMAT = 1
 """Raised when older files can no longer be read."""

@@ -14,11 +14,13 @@ import math
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from nerfstudio.utils.rich_utils import get_progress
 from torch import Tensor
 
@@ -27,10 +29,7 @@ from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.images import composite, read_image
 from igae_nerfstudio.rendering.ray_sampling import box_interval
-from igae_nerfstudio.scenes.cameras import ViewCameras
-from igae_nerfstudio.scenes.scene_folders import Scene, find_scenes, is_srn_scene, read_scene
-
-__all__ = ["SceneViews", "ViewCameras", "find_scenes", "is_srn_scene", "read_scene", "read_view", "to_images"]
+from igae_nerfstudio.scenes.scene_folders import Scene, find_scenes, read_scene
 
 FORMAT = 2
 """Raised when the same pictures give another `views.u8`."""
@@ -42,6 +41,39 @@ RAYS_ACROSS = 16
 """`check_cameras` follows so many rays across a picture, and as many down."""
 
 Indices = int | Sequence[int] | np.ndarray | Tensor
+
+
+@dataclass
+class ViewCameras:
+    """Pinhole cameras of n views of one size, in Nerfstudio's conventions.
+
+    Its `Cameras.generate_rays` gives the same rays, but takes 9 ms for 32 latent views, and this 0.7 ms.
+    """
+
+    camera_to_world: Tensor
+    """(n, 3, 4), OpenGL axes: x right, y up, looking along -z."""
+    intrinsics: Tensor
+    """(n, 4): fx, fy, cx, cy in pixels; the centre of the first pixel is (0.5, 0.5)."""
+    height: int
+    width: int
+
+    def latent_rays(self, downscale: int) -> tuple[Tensor, Tensor]:
+        """Rays through the centres of latent pixels: those of the camera with its intrinsics divided by l, exactly.
+
+        Args:
+            downscale: l.
+
+        Returns:
+            Origins and unit directions, both (n, h, w, 3) with h = ceil(H / l) and w = ceil(W / l), in world units.
+        """
+        h, w = math.ceil(self.height / downscale), math.ceil(self.width / downscale)
+        rows, columns = ((torch.arange(side, device=self.intrinsics.device) + 0.5) * downscale for side in (h, w))
+        fx, fy, cx, cy = self.intrinsics[:, :, None, None].unbind(1)
+        x, y = (columns - cx) / fx, (cy - rows[:, None]) / fy
+        # Not a matrix product, which may run in reduced precision on a GPU.
+        right, up, back = self.camera_to_world[:, None, None, :, :3].unbind(-1)
+        directions = F.normalize(x[..., None] * right + y[..., None] * up - back, dim=-1)
+        return self.camera_to_world[:, None, None, :, 3].expand_as(directions), directions
 
 
 class SceneViews:

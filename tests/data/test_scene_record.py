@@ -74,26 +74,5 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     config.setup(device="cpu", test_mode="val").save_scene_record()
     scene.rename(tmp_path / "moved")
     (tmp_path / "scene.pt").write_bytes((tmp_path / "scene.pt").read_bytes()[:100])
-    with pytest.raises(InputError, match="scene.pt cannot be read .* put the dataset back"):
-        config.setup(device="cpu", test_mode="test")
-
-
-@pytest.mark.parametrize("other", ["no splits", "no scene box", "a further field"])
-def test_a_record_of_another_version_is_named(other: str, tmp_path: Path) -> None:
-    scene = write_blender_scene(tmp_path / "scene", counts=(3, 1, 2))
-    config = LatentDataManagerConfig(
-        data=scene, dataparser=BlenderDataParserConfig(), scene_record=tmp_path / "scene.pt"
-    )
-    path = tmp_path / "scene.pt"
-    config.setup(device="cpu", test_mode="val").save_scene_record()
-    scene.rename(tmp_path / "moved")
-    record = torch.load(path, weights_only=True)
-    if other == "no splits":
-        record = {"data": record["data"], "train": record["splits"]["train"]}
-    elif other == "no scene box":
-        del record["splits"]["train"]["scene_box"]
-    else:
-        record["splits"]["train"]["lens"] = 1.0
-    torch.save(record, path)
-    with pytest.raises(InputError, match="scene.pt cannot be read .* of another version; put the dataset back"):
+    with pytest.raises(InputError, match="scene.pt cannot be read .*; put the dataset back"):
         config.setup(device="cpu", test_mode="test")

@@ -128,7 +128,5 @@ def test_images_that_cannot_be_shared_equally(
     blender_scene: Path, autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comms, "get_world_size", lambda: 4)
-    with pytest.raises(
-        InputError, match="images-per-batch is 2; it must be a positive multiple of the number of devices, 4"
-    ):
+    with pytest.raises(InputError, match="is 2; it must be a positive multiple of the number of devices, 4"):
         latent_config("vanilla_nerf", blender_scene, autoencoder_dir, tmp_path).pipeline.setup(device="cpu")

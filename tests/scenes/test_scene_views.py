@@ -24,10 +24,9 @@ from igae_nerfstudio.data.latent_cameras import latent_cameras
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.scenes import scene_views
-from igae_nerfstudio.scenes.cameras import ViewCameras
 from igae_nerfstudio.scenes.real_images import centre_crop
 from igae_nerfstudio.scenes.scene_folders import Scene
-from igae_nerfstudio.scenes.scene_views import SceneViews, read_view
+from igae_nerfstudio.scenes.scene_views import SceneViews, ViewCameras, read_view
 
 SIZE = 48
 

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, look_at_origin, write_blender_scene
 
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.scenes.cameras import ViewCameras
+from igae_nerfstudio.scenes.scene_views import ViewCameras
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from measure_consistency import DepthViews, latent_surface, read_depth_views, reprojection_error, visible
