@@ -89,6 +89,14 @@ def latent_method(
     )
 
 
+def fused_adam(lr: float, lr_final: float, max_steps: int, eps: float = 1e-8) -> dict[str, Any]:
+    """Adam whose rate decays exponentially."""
+    return {
+        "optimizer": FusedAdamOptimizerConfig(lr=lr, eps=eps),
+        "scheduler": ExponentialDecaySchedulerConfig(lr_final=lr_final, max_steps=max_steps),
+    }
+
+
 igae_vanilla_nerf = latent_method(
     "igae-vanilla-nerf",
     "NeRF in an autoencoder's latent space. (slow, and the best in quality)",
@@ -102,12 +110,7 @@ igae_instant_ngp = latent_method(
     "igae-instant-ngp",
     "Instant-NGP in an autoencoder's latent space.",
     model=LatentInstantNGPConfig(eval_num_rays_per_chunk=8192, far_plane=4.0),
-    optimizers={
-        "fields": {
-            "optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-15),
-            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=200_000),
-        }
-    },
+    optimizers={"fields": fused_adam(1e-2, 1e-4, 200_000, eps=1e-15)},
     latent_supervision_lr_factor=0.001,
     rgb_alignment_lr_factor=0.1,
     mixed_precision=True,
@@ -117,16 +120,7 @@ igae_tensorf = latent_method(
     "igae-tensorf",
     "TensoRF in an autoencoder's latent space.",
     model=LatentTensoRFConfig(),
-    optimizers={
-        "fields": {
-            "optimizer": FusedAdamOptimizerConfig(lr=1e-3),
-            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=30_000),
-        },
-        "encodings": {
-            "optimizer": FusedAdamOptimizerConfig(lr=2e-2),
-            "scheduler": ExponentialDecaySchedulerConfig(lr_final=2e-3, max_steps=30_000),
-        },
-    },
+    optimizers={"fields": fused_adam(1e-3, 1e-4, 30_000), "encodings": fused_adam(2e-2, 2e-3, 30_000)},
     latent_supervision_lr_factor=0.01,
     rgb_alignment_lr_factor=0.1,
 )
@@ -178,13 +172,7 @@ igae_nerfacto = latent_method(
     "igae-nerfacto",
     "Nerfacto in an autoencoder's latent space.",
     model=LatentNerfactoConfig(average_init_density=0.01, far_plane=4.0),
-    optimizers={
-        group: {
-            "optimizer": FusedAdamOptimizerConfig(lr=1e-2, eps=1e-15),
-            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=200_000),
-        }
-        for group in ("proposal_networks", "fields")
-    },
+    optimizers={name: fused_adam(1e-2, 1e-4, 200_000, eps=1e-15) for name in ("proposal_networks", "fields")},
     latent_supervision_lr_factor=0.1,  # not in the paper; the official code's factor, for both phases
     rgb_alignment_lr_factor=0.1,
     mixed_precision=True,
@@ -194,13 +182,7 @@ igae_triplanes = latent_method(
     "igae-triplanes",
     "Tri-Planes in an autoencoder's latent space; also what igae-scenes exports.",
     model=LatentTriPlanesConfig(),
-    optimizers={
-        group: {
-            "optimizer": FusedAdamOptimizerConfig(lr=1e-2),
-            "scheduler": ExponentialDecaySchedulerConfig(lr_final=1e-3, max_steps=30_000),
-        }
-        for group in ("planes", "fields")
-    },
+    optimizers={name: fused_adam(1e-2, 1e-3, 30_000) for name in ("planes", "fields")},
     latent_supervision_lr_factor=1.0,  # as in the exploitation phase of 3Da-AE
     rgb_alignment_lr_factor=0.1,
 )

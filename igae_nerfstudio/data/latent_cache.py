@@ -22,15 +22,10 @@ import torch
 from torch import Tensor
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder
-from igae_nerfstudio.files import user_cache, write_atomically
+from igae_nerfstudio.files import write_atomically
 
 FORMAT = 1
 """Raised when the meaning of an entry changes; it is part of every key."""
-
-
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/igae-nerfstudio/latents`, by default `~/.cache/igae-nerfstudio/latents`."""
-    return user_cache("latents")
 
 
 @dataclass

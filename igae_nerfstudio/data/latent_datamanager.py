@@ -32,12 +32,13 @@ from tyro.conf import Suppress
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, receptive_margin
 from igae_nerfstudio.console import log, warn
-from igae_nerfstudio.data.latent_cache import LatentCache, default_cache_dir
+from igae_nerfstudio.data.latent_cache import LatentCache
 from igae_nerfstudio.data.latent_cameras import latent_cameras
 from igae_nerfstudio.data.latent_split import Batch, LatentSplit, compact, stack_rays
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
 from igae_nerfstudio.data.scene_record import SceneRecordConfig, recorded_dataset, save_scene_record
 from igae_nerfstudio.errors import InputError, one_line
+from igae_nerfstudio.files import user_cache
 from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 
 BACKGROUND_COLOURS = {"white": torch.ones(3), "black": torch.zeros(3)}
@@ -214,7 +215,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     def _encode(self, dataset: PhotoDataset, what: str) -> LatentSplit:
         photos = _read_photos(dataset, what)
-        cache = LatentCache(self.config.latent_cache_dir or default_cache_dir(), self.autoencoder)
+        cache = LatentCache(self.config.latent_cache_dir or user_cache("latents"), self.autoencoder)
         names = [str(path) for path in dataset.image_filenames]
         progress = partial(track, description=f"Encoding {what} images", transient=True, console=CONSOLE)
         latents, report = cache.latents(photos, names, progress)

@@ -15,9 +15,8 @@ NAME is the mesh's file name without suffix, with its folder in front where two 
 World: z up, the object's bounding box centred at the origin. Cameras: OpenGL axes (x right, y up, looking along -z) on
 a sphere, looking at the origin.
 
-Every mesh is rendered by a Blender process of its own (`blender_worker.py`), so a crash costs that mesh only (one of a
-`ProcessPoolExecutor` would break the pool). A scene is rendered into a hidden folder, which is renamed at the end;
-finished scenes are skipped when the command runs again. The pictures follow from the mesh and the settings alone.
+Every mesh is rendered by a Blender process of its own (`blender_worker.py`), so a crash costs that mesh only, into a
+hidden folder, which is renamed at the end. The pictures follow from the mesh and the settings alone.
 """
 
 from __future__ import annotations

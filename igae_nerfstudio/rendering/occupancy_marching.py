@@ -32,14 +32,11 @@ The samples are nerfacc's: the ladder starts at max(near_plane, nears), plus one
 counts, one at far does not, and t_end may pass far by up to half a step); both visibility filters and their thresholds
 are the same. The differences:
 
-- `cone_angle` > 0, after an empty stretch. While nerfacc crosses an empty cell it holds dt at its value on entering
-  that cell; this ladder keeps updating it, as Instant-NGP does. So a stretch of samples is shifted by less than one
-  dt and may hold one sample more or less.
-- Rounding. nerfacc adds up t in float32, here it is computed from k in float64 and rounded once. Over a thousand steps
-  the two part by some 1e-6 relative, at worst 1e-4; midpoints that close to a face can fall on either side.
-- nerfacc nudges the ends of each segment inward by 1e-6 scene units; here a coordinate that rounds past the box is
-  clamped into the last cell. A ray that lies in a face plane of a box divides 0 by 0 in nerfacc; here boxes are closed
-  in directions the ray does not move in.
+- `cone_angle` > 0, after an empty stretch: nerfacc holds dt while it crosses an empty cell, this ladder updates it, as
+  Instant-NGP does. A stretch of samples is shifted by less than one dt and may hold one sample more or less.
+- Rounding: nerfacc adds up t in float32, here it is computed from k in float64. Over a thousand steps the two part by
+  some 1e-6 relative, at worst 1e-4; midpoints that close to a face can fall on either side.
+- A ray in a face plane of a box divides 0 by 0 in nerfacc; here boxes are closed in directions it does not move in.
 
 Step 1 and the distances of the samples that are kept use float64; large arrays have the dtype of the rays.
 """
