@@ -204,11 +204,10 @@ def open_real_images(config: IGAEConfig, folder: Path | None, processes: int) ->
     if folder is None:
         raise InputError("--images is missing: a folder of real images (or set weights.real_autoencoding: 0)")
     real = RealImages.open(folder, config.data.view_size, config.data.hold_out_every)
-    if count % processes or len(real.train) < count:
-        raise InputError(
-            f"stage2.real_per_batch is {count}, and {folder} has {len(real.train)} real images for {processes} "
-            "processes; it must be a multiple of the latter, and at most the former"
-        )
+    if count > len(real.train):
+        raise InputError(f"stage2.real_per_batch is {count}, and {folder} has {len(real.train)} real images; lower it")
+    if count % processes:
+        raise InputError(f"stage2.real_per_batch is {count}, which {processes} processes cannot share equally")
     return real
 
 
