@@ -26,7 +26,7 @@ def test_the_tree_is_the_repositorys() -> None:
             named.add(str((folder / name).relative_to(ROOT)))
     packages = {f"igae_nerfstudio/{path.parent.name}" for path in (ROOT / "igae_nerfstudio").glob("*/__init__.py")}
     assert packages <= named
-    assert {"igae_nerfstudio", "configs", "demo", "docs", "scripts", "tests"} <= named
+    assert {"igae_nerfstudio", "benchmarks", "configs", "demo", "docs", "scripts", "tests"} <= named
 
 
 def test_links_and_pictures_exist() -> None:
