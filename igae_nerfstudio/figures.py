@@ -78,15 +78,10 @@ def evaluation_figure(
 ) -> Float[Tensor, "rows columns 3"]:
     """Photo, decoded render, photo through the autoencoder, error of the render; rendered channels; encoded channels.
 
-    Args:
-        photo: in [0, 1].
-        rgb: the decoded render, likewise.
-        autoencoded: the photo through the untouched autoencoder; None without it.
-        latent: rendered, normalised.
-        encoded: the photo's, likewise; None without the autoencoder.
+    Pictures are in [0, 1], latents normalised; without the autoencoder its picture is white and its latents miss.
 
     Returns:
-        Values in [0, 1], on the CPU. What is missing is white.
+        Values in [0, 1], on the CPU.
     """
     from nerfstudio.utils import colormaps
 

@@ -160,13 +160,8 @@ def flat_latent(encode: Callable[[Tensor], Tensor], colour: Tensor, size: int = 
 
 
 def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 1e-6) -> int | None:
-    """How many latent pixels around its own a decoded pixel depends on; None: more than 20, as with attention.
-
-    Args:
-        decoder: D.
-        latent_channels: c.
-        tolerance: share of the gradient's energy that may lie further away; 0: none.
-    """
+    """How many latent pixels around its own a decoded pixel depends on, but for a share of the gradient's energy; None:
+    more than 20, as with attention."""
     latents = torch.randn(1, latent_channels, 43, 43, generator=torch.Generator().manual_seed(0))
     latents = latents.to(next(decoder.parameters()).device).requires_grad_(True)
     images = decoder(latents)

@@ -69,15 +69,9 @@ class LatentCache:
         names: Sequence[str],
         track: Callable[[Iterable[int]], Iterable[int]] = iter,
     ) -> tuple[list[Tensor], CacheReport]:
-        """Latent images of photos, from the cache where it has them.
+        """Latent images (h, w, c), float32 on the CPU, of photos (H, W, 3) uint8, from the cache where it has them.
 
-        Args:
-            images: each (H, W, 3) uint8.
-            names: what the sidecars and messages call them, usually file names.
-            track: wraps the iteration, for a progress bar.
-
-        Returns:
-            Latent images, each (h, w, c) float32 on the CPU, and what happened.
+        Sidecars and messages call the photos by `names`, usually file names; `track` wraps the iteration.
         """
         report = CacheReport()
         latents = []

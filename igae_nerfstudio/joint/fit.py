@@ -200,12 +200,8 @@ def measure(learnt: LearntScene, views: SceneViews, scene: int, limit: int | Non
 def fine_tuned_weights(autoencoder: TrainableAutoencoder, which: str) -> set[str]:
     """Names, within `autoencoder.module`, of the decoder's weights that a scene fine-tunes and stores.
 
-    A whole decoder would outweigh a scene's planes many times. Its layers at the highest resolution have few weights,
-    and it is they that turn features into colours.
-
-    Args:
-        autoencoder: with D.
-        which: `all`, `outer` (layers that see the largest inputs in a decoding) or `none`.
+    A whole decoder (`all`) would outweigh a scene's planes many times. The layers that see the largest inputs in a
+    decoding (`outer`) have few weights, and it is they that turn features into colours.
     """
     if which == "none":
         return set()

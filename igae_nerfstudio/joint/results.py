@@ -174,16 +174,8 @@ def scene_state(
     renderer: Mapping[str, Tensor] = {},
     decoder: Mapping[str, Tensor] = {},
 ) -> dict[str, Any]:
-    """What `scene.pt` holds of a scene, in the precision of the settings.
-
-    Args:
-        name: of the scene.
-        code: (L,).
-        model: makes planes of codes.
-        config: settings.
-        renderer: the state of the scene's own renderer, where it has one.
-        decoder: those tensors of the autoencoder, by name, that it fine-tuned.
-    """
+    """What `scene.pt` holds of a scene with a code (L,), in the precision of the settings: also the state of its own
+    renderer, where it has one, and those tensors of the autoencoder, by name, that it fine-tuned."""
     dtype, numbers = torch.float16 if config.fit.precision == "half" else torch.float32, model.shared.plane_numbers
 
     def stored(value: Tensor) -> Tensor:
@@ -202,13 +194,7 @@ def scene_state(
 
 
 def write_scene(folder: Path, state: dict[str, Any], shared: Path, sha256: str | None = None) -> dict[str, int]:
-    """Write `scene.pt`.
-
-    Args:
-        folder: of the scene.
-        state: of `scene_state`.
-        shared: folder of the basis.
-        sha256: of its `shared.pt`, where it is there already.
+    """Write `scene.pt` into the scene's folder: a `scene_state` and, of the basis, its folder and the hash of its file.
 
     Returns:
         Bytes of planes, weights, renderer and decoder.

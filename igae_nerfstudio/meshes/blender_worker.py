@@ -130,10 +130,8 @@ def render_job(job: dict[str, Any], on_view: Callable[[], None]) -> dict[str, An
 def normalize_scene(diagonal: float) -> tuple[list[float], float]:
     """Replace all that is in the scene by its visible surfaces, centred and scaled.
 
-    Instances, modifiers and armatures are evaluated; cameras, lights and helper objects of the file go.
-
-    Args:
-        diagonal: of the bounding box afterwards; its centre is then the origin.
+    Instances, modifiers and armatures are evaluated; cameras, lights and helper objects of the file go. Then the
+    bounding box has this diagonal, and its centre is the origin.
 
     Returns:
         Center and scale with p_scene = scale * (p_mesh - center).
@@ -191,13 +189,8 @@ def depth_picture(pose: np.ndarray, camera_angle_x: float, where: np.ndarray) ->
     Rays are cast, rather than Cycles' depth pass read, because that holds one random point of a pixel. Surfaces count
     as opaque.
 
-    Args:
-        pose: (4, 4) camera to world.
-        camera_angle_x: radians.
-        where: (H, W) bool, the pixels to look at.
-
     Returns:
-        (H, W) float, in scene units; 0 where there is no surface.
+        (H, W) float, in scene units; 0 where there is no surface, and outside of `where` (H, W).
     """
     import bpy
 

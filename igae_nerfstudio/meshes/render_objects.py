@@ -286,12 +286,9 @@ async def render_scene(name: str, mesh: Path, config: RenderObjects, on_view: Ca
 
 
 async def run_worker(job: dict[str, Any], timeout: float, on_view: Callable[[], None]) -> dict[str, Any]:
-    """Render one scene in a process of its own; `blender_worker.py` states the format of the job and the answer.
+    """Render one scene in a process of its own, which is killed after `timeout` seconds without a finished view.
 
-    Args:
-        job: what to render.
-        timeout: seconds without a finished view after which the process is killed.
-        on_view: called after each view.
+    `blender_worker.py` states the format of the job and the answer.
 
     Raises:
         SceneFailed: the worker says so, crashes, or hangs.

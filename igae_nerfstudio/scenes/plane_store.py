@@ -52,9 +52,7 @@ class PlaneStore:
     def fill(self, scene: int, planes: Tensor) -> None:
         """Set the planes (3, F, K, K) of a scene and forget its optimiser state."""
         self._maps["planes"][scene] = planes
-        self._maps["first_moment"][scene] = 0
-        self._maps["second_moment"][scene] = 0
-        self.visits[scene] = 0
+        self._maps["first_moment"][scene] = self._maps["second_moment"][scene] = self.visits[scene] = 0
 
     def load(self, scenes: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """A copy (S, 3, F, K, K) of the planes of some scenes, which can carry gradient."""
@@ -62,14 +60,8 @@ class PlaneStore:
 
     @torch.no_grad()
     def step(self, scenes: Sequence[int], planes: Tensor, gradient: Tensor, lr: float | Tensor) -> None:
-        """One Adam step for distinct scenes.
-
-        Args:
-            scenes: S distinct indices.
-            planes: what `load` returned for them, (S, 3, F, K, K).
-            gradient: same shape.
-            lr: learning rate, or one for each number of a scene.
-        """
+        """One Adam step for S distinct scenes, on the planes (S, 3, F, K, K) that `load` returned and their gradient; a
+        learning rate for all numbers of a scene or one for each."""
         index = torch.as_tensor(scenes)
         beta1, beta2 = self.betas
         device = planes.device

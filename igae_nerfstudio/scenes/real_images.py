@@ -102,17 +102,7 @@ class RealImages:
         return futures
 
     def validation_batch(self, limit: int | None = None) -> Tensor:
-        """The centre squares of the photos held out, shrunk with a Lanczos filter.
-
-        Args:
-            limit: take only so many, evenly spread over the list.
-
-        Returns:
-            (n, 3, size, size) in [0, 1], float32 on the CPU, with channels last in memory.
-
-        Raises:
-            InputError: a photo cannot be read.
-        """
+        """The centre squares of the photos held out, or of so many, evenly spread, as `batch` returns its crops."""
         paths = self.validation
         if limit is not None and limit < len(paths):
             paths = [paths[i * len(paths) // limit] for i in range(limit)]
