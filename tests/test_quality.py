@@ -1,4 +1,4 @@
-"""A small training reaches a picture, not only a finite loss: the demo scene for about a minute."""
+"""A small training reaches a picture, not only a finite loss: the demo scene for less than a minute."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from conftest import DEMO_SCENE, latent_config
 
-REACHED = 0.0
-"""PSNR in dB on four held-out views, a decibel under what was measured."""
+REACHED = 19.0
+"""PSNR in dB on four held-out views, a decibel under what was measured (20.1)."""
 
 
 def test_a_minute_of_training_on_the_demo_scene(tmp_path: Path) -> None:
-    """TensoRF with the settings of `make demo` and a fifth of its steps."""
-    phases = {"latent_supervision_steps": 40, "rgb_alignment_steps": 80, "decoder_lr_decay": 0.99}
+    """TensoRF with the settings of `make demo` and a seventh of its steps."""
+    phases = {"latent_supervision_steps": 40, "rgb_alignment_steps": 40, "decoder_lr_decay": 0.98}
     rates = {"latent_supervision_lr_factor": 1.0, "rgb_alignment_lr_factor": 1.0}
     config = latent_config("tensorf", DEMO_SCENE, Path("bundled"), tmp_path, **phases, **rates)
     config.pipeline.datamanager.images_per_batch = 4
