@@ -111,7 +111,9 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_scene(job: Path, tmp_path: 
     assert 1 <= len(first) < len(NAMES)
 
     with started(job / "shared", job / "scenes", out) as driver:
-        assert driver.wait(timeout=900) == 0
+        status = driver.wait(timeout=900)
+        skip_where_ray_does_not_start(out)
+        assert status == 0
     assert sorted(results(out)) == list(NAMES)
     assert {name: results(out)[name].stat().st_mtime_ns for name in first} == first
     shown = (out / "log.txt").read_text()
