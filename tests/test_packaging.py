@@ -28,7 +28,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pytest.importorskip("build")
     folder = tmp_path_factory.mktemp("packaging")
     beside = shutil.ignore_patterns(
-        ".venv", ".git", "outputs", "*.egg-info", "build", "dist", "__pycache__", ".*_cache"
+        ".venv*", ".git", "outputs", "*.egg-info", "build", "dist", "__pycache__", ".*_cache"
     )
     shutil.copytree(ROOT, folder / "copy", ignore=beside)
     words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "copy"]

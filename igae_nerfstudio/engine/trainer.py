@@ -69,6 +69,7 @@ class SafeTrainer(Trainer):
     def _setup(self, test_mode: Literal["test", "val", "inference"]) -> None:
         if self.world_size > 1 and not self.averages_gradients:
             raise InputError(f"{self.config.method_name} trains on one device; leave --machine.num-devices at 1")
+        self.base_dir.mkdir(parents=True, exist_ok=True)  # Nerfstudio's viewer opens its log there
         super().setup(test_mode)
 
     # Training ------------------------------------------------------------------------------------------------
@@ -89,7 +90,6 @@ class SafeTrainer(Trainer):
         if remaining <= 0:
             log(f"Nothing left to train: the checkpoint is at step {self._start_step - 1}, the last one.")
             return
-        self.base_dir.mkdir(parents=True, exist_ok=True)  # only `ns-train` has made it
         stop = StopBetweenSteps()
         after_step, after_all = TrainingCallbackLocation.AFTER_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN
         self.callbacks.append(TrainingCallback([after_step], lambda step: stop.check(), 1))
@@ -259,7 +259,6 @@ class LatentTrainer(SafeTrainer):
         if self.world_size > 1:  # each process has drawn its own first weights
             same_everywhere(v for v in self.pipeline.state_dict().values() if isinstance(v, Tensor) and v.numel())
         if comms.is_main_process():
-            self.base_dir.mkdir(parents=True, exist_ok=True)
             self.pipeline.datamanager.save_scene_record()
             text = yaml.dump(self.config)
             write_atomically(self.base_dir / "config.yml", lambda file: file.write(text.encode()))

@@ -173,6 +173,15 @@ def test_a_page_opens_at_a_training_camera_and_moves_at_decoded_size(
     assert visible() == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_training_starts_with_its_viewer(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> None:
+    config = latent_config("vanilla_nerf", blender_scene, autoencoder_dir, tmp_path / "runs")
+    config.vis = "viewer"
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()  # from Python, where no command has made the run's folder
+    trainer.viewer_state.viser_server.stop()
+    assert trainer.pipeline._panel.control.viewer is trainer.viewer_state
+
+
 def test_pages_go_to_the_nearest_training_camera(pipeline: LatentPipeline, panel: ViewerPanel) -> None:
     client = Client()
     viewer_with(panel, client, SimpleNamespace(state="high", _calculate_image_res=lambda aspect: (1, 2)))
