@@ -35,9 +35,10 @@ def main() -> None:
     import torch
     from PIL import Image
 
-    from benchmarks.baselines import evaluation_views, steps_of, trainer_config
+    from benchmarks.baselines import dataparser_config, steps_of, trainer_config
     from benchmarks.bench import Cell
     from benchmarks.measure import Training, clock, seconds_of
+    from igae_nerfstudio.data.photo_dataset import PhotoDataset
     from igae_nerfstudio.figures import sheet, to_uint8
     from igae_nerfstudio.runs import Run
 
@@ -81,9 +82,10 @@ def main() -> None:
                 spent[cell] += seconds(training, first, end)
             print({cell.baseline: round(value, 1) for cell, value in spent.items()}, flush=True)
 
+        test_views = PhotoDataset(dataparser_config(latent).setup().get_dataparser_outputs(split="test"))
         columns, captions = {}, {}
         for cell, title in ((twin, "RGB NeRF"), (latent, "latent NeRF")):
-            run = Run(title, trainings[cell].pipeline, evaluation_views(cell))
+            run = Run(title, trainings[cell].pipeline, test_views)
             columns.setdefault("photo", enlarged(run.photo(arguments.view)))
             metrics, camera = run.evaluate(), run.cameras[arguments.view]
             view = run.render(camera)
