@@ -1,6 +1,6 @@
 """The README's picture: one view as a photo, by an RGB NeRF and by a latent NeRF, after equal CPU seconds of training.
 
-    python scripts/make_comparison.py --data demo/lighthouse --output-path docs/images/rgb-and-latent.png
+    python scripts/make_comparison.py --data demo/lighthouse --output-path docs/images/rgb-and-latent.png --quality 0.5
 
 Both are trained as in `igae bench`, with its settings for quality over time: the latent method, and its RGB twin (the
 same model with the same faster parts) for as many steps as fit into the same seconds. They train in turns in one
