@@ -26,6 +26,7 @@ ENTRY_POINTS = {
     "ns-render": "nerfstudio.scripts.render:entrypoint",
     "ns-viewer": "nerfstudio.scripts.viewer.run_viewer:entrypoint",
     "igae": "igae_nerfstudio.cli:main",
+    "igae-scenes": "igae_nerfstudio.joint.scenes_command:main",
     "igae-train": "igae_nerfstudio.joint.command:main",
     "igae-compare": "igae_nerfstudio.compare:main",
 }

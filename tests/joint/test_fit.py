@@ -219,6 +219,7 @@ def test_a_scene_that_fails_stops_no_other(data: Path, tmp_path: Path, capsys: p
     assert (report.learnt, report.found, report.failed) == (["empty"], ["x", "y"], {})
 
 
+@pytest.mark.slow  # tests/test_files.py has the lock alone
 def test_two_jobs_in_one_folder(data: Path, tmp_path: Path) -> None:
     """As processes: the second ends at once in one line; the first, killed, leaves no lock."""
     out = tmp_path / "out"

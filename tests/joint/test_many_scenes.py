@@ -114,6 +114,7 @@ def words(settings: dict, prefix: str = "--") -> list[str]:
     return found
 
 
+@pytest.mark.slow  # tests/joint/test_igae.py does it with the same trainer
 def test_two_processes_do_what_one_does(data: Path, tmp_path: Path) -> None:
     """By the command, as `accelerate launch` starts it."""
     command = ["-m", "igae_nerfstudio.joint.scenes_command", "train", "--config", DEBUG, "--scenes", data / "train"]
