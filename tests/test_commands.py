@@ -155,7 +155,7 @@ def test_ns_render_trajectories(run: dict[str, Path], trajectory: str) -> None:
             "latent",
         ]
     env = offline(folder)
-    script = Path(sys.executable).parent / "ns-render"
+    script = server().bin / "ns-render"
     words = [
         script,
         trajectory,
