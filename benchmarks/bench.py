@@ -52,8 +52,8 @@ class Settings:
     seconds: float = 5.0
     """Repeat each step and picture for at least so long, after one to warm up."""
     quality: float = 1.0
-    """Also measure PSNR over time at the first size, in trainings of two to three CPU minutes (not of vanilla NeRF,
-    which needs hours); 2: twice as many steps; 0: not at all."""
+    """Also measure PSNR over time at the first size, in trainings of two to three CPU minutes (of TensoRF
+    and K-Planes); 2: twice as many steps; 0: not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
