@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from igae_nerfstudio.autoencoder.saving import save_autoencoder
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.config_files import differing, to_plain
-from igae_nerfstudio.console import log, warn
+from igae_nerfstudio.console import log, progress_bar, warn
 from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.files import job_folder
 from igae_nerfstudio.joint import results
@@ -35,7 +35,7 @@ from igae_nerfstudio.joint.compositions import two_stages
 from igae_nerfstudio.joint.config import ManyScenesConfig
 from igae_nerfstudio.joint.objectives import LatentSupervision
 from igae_nerfstudio.joint.results import LearntScene, SharedBasis, scene_state, write_json, write_scene
-from igae_nerfstudio.joint.run_log import RunLog, progress_bar
+from igae_nerfstudio.joint.run_log import RunLog
 from igae_nerfstudio.joint.scene_data import SceneData
 from igae_nerfstudio.joint.trainer import Clock, Stage, Trainer
 from igae_nerfstudio.metrics import ImageMetrics

@@ -1,4 +1,4 @@
-"""What a training shows: a progress bar, `metrics.jsonl` and figures; TensorBoard and Weights & Biases if asked."""
+"""What a training shows: `metrics.jsonl` and figures; TensorBoard and Weights & Biases if asked."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nerfstudio.utils.rich_utils import get_progress
-from rich.progress import Progress
 
 from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.figures import sheet
 from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
-
-
-def progress_bar(title: str, quiet: bool = False) -> Progress:
-    """Nerfstudio's progress bar; a quiet one shows nothing."""
-    progress = get_progress(title)
-    progress.disable = quiet
-    return progress
 
 
 class RunLog:

@@ -9,9 +9,9 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
+from igae_nerfstudio.console import progress_bar
 from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.joint.model import Batch, JointModel
-from igae_nerfstudio.joint.run_log import progress_bar
 from igae_nerfstudio.scenes.plane_store import PlaneStore
 from igae_nerfstudio.scenes.real_images import RealImages
 from igae_nerfstudio.scenes.scene_views import SceneViews

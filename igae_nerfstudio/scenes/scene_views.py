@@ -21,10 +21,9 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nerfstudio.utils.rich_utils import get_progress
 from torch import Tensor
 
-from igae_nerfstudio.console import CONSOLE
+from igae_nerfstudio.console import CONSOLE, progress_bar
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.images import composite, read_image
@@ -239,8 +238,7 @@ def _write_views(cache_dir: Path, identity: dict[str, Any], paths: list[Path], q
     cache_dir.mkdir(parents=True, exist_ok=True)
     (cache_dir / SIDECAR).unlink(missing_ok=True)
     (cache_dir / VIEWS_FILE).unlink(missing_ok=True)  # another process may have mapped it
-    progress = get_progress("Decoding views", suffix="views/s")
-    progress.disable = quiet or not CONSOLE.is_terminal
+    progress = progress_bar("Decoding views", quiet or not CONSOLE.is_terminal, suffix="views/s")
     with (cache_dir / VIEWS_FILE).open("wb") as file, ThreadPoolExecutor() as pool, progress:
         task = progress.add_task("", total=len(paths))
         for first in range(0, len(paths), CHUNK):
