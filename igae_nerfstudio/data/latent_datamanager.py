@@ -10,11 +10,10 @@ and patches with all the neighbours that the decoder looks at in RGB alignment.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, Literal, Type
+from typing import Any, Callable, Literal, Type
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -32,12 +31,13 @@ from tyro.conf import Suppress
 
 from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, receptive_margin
 from igae_nerfstudio.console import log, warn
+from igae_nerfstudio.data.dataset_reader import DatasetReaderConfig
 from igae_nerfstudio.data.latent_cache import LatentCache
 from igae_nerfstudio.data.latent_cameras import latent_cameras
 from igae_nerfstudio.data.latent_split import Batch, LatentSplit, compact, stack_rays
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
 from igae_nerfstudio.data.scene_record import SceneRecordConfig, recorded_dataset, save_scene_record
-from igae_nerfstudio.errors import InputError, one_line
+from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import user_cache
 from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 
@@ -125,10 +125,10 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             )
             assert config.scene_record is not None
             config = replace(config, dataparser=SceneRecordConfig(record=config.scene_record))
+        config = replace(config, dataparser=DatasetReaderConfig(data=config.dataparser.data, inner=config.dataparser))
         self._eval_split: LatentSplit | None = None
         self._rays_of_last_batch = 0
-        with _reading(config, "train"):
-            super().__init__(config, device, test_mode, **kwargs)
+        super().__init__(config, device, test_mode, **kwargs)
 
     # Nerfstudio's set-up -------------------------------------------------------------------------------------
 
@@ -136,9 +136,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return self._dataset(self.train_dataparser_outputs, "train")
 
     def create_eval_dataset(self) -> PhotoDataset:
-        with _reading(self.config, self.test_split):
-            outputs = self.dataparser.get_dataparser_outputs(split=self.test_split)
-        return self._dataset(outputs, self.test_split)
+        return self._dataset(self.dataparser.get_dataparser_outputs(split=self.test_split), self.test_split)
 
     def _dataset(self, outputs: DataparserOutputs, split: str) -> PhotoDataset:
         if len(outputs.image_filenames) == 0:
@@ -150,12 +148,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     def save_scene_record(self) -> None:
         """Keep the cameras of every split in the run's folder, see `data/scene_record.py`."""
-        splits = {"train": self.train_dataparser_outputs}
-        for split in ("val", "test"):
-            try:
-                splits[split] = self.dataparser.get_dataparser_outputs(split=split)
-            except Exception:
-                continue  # a dataset need not have every split
+        splits = {split: self.dataparser.get_dataparser_outputs(split=split) for split in ("train", "val", "test")}
         assert self.config.scene_record is not None and self.config.data is not None
         save_scene_record(self.config.scene_record, Path(self.config.data), splits)
 
@@ -167,6 +160,9 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
     def setup_eval(self) -> None:
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = self.fixed_indices_eval_dataloader
+        if self.test_mode == "test" and len(self.eval_dataset) == 1:
+            # `ns-render interpolate` moves between these cameras by default; the loader keeps the evaluation photo.
+            self.eval_dataset = self.train_dataset
 
     # Encoding ------------------------------------------------------------------------------------------------
 
@@ -322,20 +318,3 @@ def _only_the_record_is_left(config: LatentDataManagerConfig) -> bool:
     if data.exists() or config.scene_record is None or not config.scene_record.exists():
         return False
     return recorded_dataset(config.scene_record) == data
-
-
-@contextmanager
-def _reading(config: LatentDataManagerConfig, split: str) -> Iterator[None]:
-    """Name the dataset, the split and the dataparser where it fails, with its own reason."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        data, parser = Path(config.data or config.dataparser.data), config.dataparser._target.__name__
-        if not data.exists():
-            raise InputError(f"there is no dataset {data}; pass its folder to --data") from error
-        reason = f"{parser} cannot read the split '{split}' of {data}: {one_line(error)}"
-        if parser == "Nerfstudio" and (data / "transforms_train.json").exists():
-            raise InputError(f"{reason}. It is in Blender's format: add `blender-data` after the options") from error
-        raise InputError(f"{reason}; repair it, or choose another dataparser after the options") from error

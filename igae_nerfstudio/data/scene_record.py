@@ -23,6 +23,10 @@ from igae_nerfstudio.files import write_atomically
 CAMERA_FIELDS = ("camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height", "distortion_params", "camera_type")
 
 
+class UnreadableSplit(InputError):
+    """A dataparser does not find a split; another one may take its place."""
+
+
 def save_scene_record(path: Path, data: Path, splits: dict[str, DataparserOutputs]) -> None:
     """Write what the dataparser found in each split, without the photos; whole or not at all.
 
@@ -76,7 +80,9 @@ class SceneRecord(DataParser):
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: dict | None) -> DataparserOutputs:
         saved = _load(self.config.record)["splits"]
         if split not in saved:
-            raise InputError(f"the dataset had no split '{split}' when the run was trained, only {', '.join(saved)}")
+            raise UnreadableSplit(
+                f"the dataset had no split '{split}' when the run was trained, only {', '.join(saved)}"
+            )
         outputs = dict(saved[split])
         return DataparserOutputs(
             cameras=Cameras(**outputs.pop("cameras")),

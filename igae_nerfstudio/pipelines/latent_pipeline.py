@@ -264,9 +264,9 @@ class LatentPipeline(VanillaPipeline):
                 "them back"
             )
         self.eval()
-        dataset = self.datamanager.eval_dataset
         per_image: dict[str, dict[str, float]] = {}
         loader = self.datamanager.fixed_indices_eval_dataloader
+        dataset = loader.input_dataset
         for camera, batch in track(loader, "Evaluating", total=len(dataset), transient=True, console=CONSOLE):
             path = dataset.image_filenames[int(batch["image_idx"])]
             metrics, images = self._evaluate(camera, batch)
