@@ -5,49 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import struct
 import zipfile
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterator
 
+from igae_nerfstudio.data.colmap_model import colmap_models, described, in_order, option
+from igae_nerfstudio.data.transforms_file import INTRINSICS
 from igae_nerfstudio.images import HEIF, RAW
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", *HEIF, *RAW)
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm")
-INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
-
-
-def colmap_models(data: Path) -> list[tuple[str, int]]:
-    """COLMAP's models in a dataset: path relative to it and number of images, most images first."""
-    places = ("colmap/sparse/*", "sparse/*", "colmap/sparse", "sparse", "colmap", ".")
-    found = [path for place in places for path in _in_order(data.glob(place) if place != "." else [data])]
-    models = [(path.relative_to(data).as_posix(), count_images(path)) for path in found if has_model(path)]
-    return sorted(models, key=lambda model: -model[1])
-
-
-def has_model(folder: Path) -> bool:
-    """Whether a folder holds a COLMAP model."""
-    return (folder / "cameras.txt").is_file() or (folder / "cameras.bin").is_file()
-
-
-def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """By number where names have them: 2 before 10."""
-    return sorted(
-        paths, key=lambda path: [int(word) if word.isdigit() else -1 for word in re.split(r"(\d+)", path.name)]
-    )
-
-
-def count_images(model: Path) -> int:
-    """Images of a model, from the file that Nerfstudio reads."""
-    try:
-        if (model / "cameras.txt").is_file():
-            with (model / "images.txt").open(encoding="utf-8", errors="replace") as lines:
-                entries = (line for line in lines if line.strip() and not line.lstrip().startswith("#"))
-                return sum(1 for _ in entries if next(lines, True))  # each is followed by a line of points
-        with (model / "images.bin").open("rb") as file:
-            return struct.unpack("<Q", file.read(8))[0]
-    except (OSError, struct.error):
-        return 0
 
 
 def what_it_is(data: Path) -> str | None:
@@ -80,18 +47,6 @@ def _known(data: Path) -> str | None:
     if models:
         return f"it has {described(models)}: add {option(models[0][0])} after the options"
     return _raw_export(data)
-
-
-def described(models: list[tuple[str, int]]) -> str:
-    """Models in words, the one with most images first."""
-    (path, images), others = models[0], len(models) - 1
-    name = "the folder itself" if path == "." else path
-    return f"a COLMAP model with {images} images in {name}" + f" (the largest of {others + 1})" * (others > 0)
-
-
-def option(path: str) -> str:
-    """The words that choose a model."""
-    return f"`colmap --colmap-path {shlex.quote(path)}`"
 
 
 def _reader_of(path: Path) -> str:
@@ -151,7 +106,7 @@ def _raw_export(data: Path) -> str | None:
 
 
 def _folders(data: Path) -> list[Path]:
-    return _in_order(path for path in data.iterdir() if path.is_dir())
+    return in_order(path for path in data.iterdir() if path.is_dir())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ and patches with all the neighbours that the decoder looks at in RGB alignment.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -161,8 +162,10 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
         self.eval_dataloader = self.fixed_indices_eval_dataloader
         if self.test_mode == "test" and len(self.eval_dataset) == 1:
-            # `ns-render interpolate` moves between these cameras by default; the loader keeps the evaluation photo.
-            self.eval_dataset = self.train_dataset
+            # `ns-render interpolate` moves between these cameras by default, and needs two; the loader keeps the photo.
+            self.eval_dataset = copy(self.train_dataset)
+            if len(self.train_dataset) == 1:
+                self.eval_dataset.cameras = self.train_dataset.cameras[torch.tensor([0, 0])]
 
     # Encoding ------------------------------------------------------------------------------------------------
 
