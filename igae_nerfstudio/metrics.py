@@ -36,18 +36,25 @@ class ImageMetrics:
         self._lpips: nn.Module | None = None
         self._lpips_missing = False
 
-    def __call__(self, prediction: Tensor, target: Tensor, prefix: str = "") -> dict[str, float]:
+    def __call__(
+        self, prediction: Tensor, target: Tensor, prefix: str = "", mask: Tensor | None = None
+    ) -> dict[str, float]:
         """`psnr`, `ssim` and, of RGB pictures, `lpips`, each with `prefix` before its name.
 
         Args:
             prediction: (H, W, C).
             target: (H, W, C); PSNR's and SSIM's data range is 1.
             prefix: before the names of the metrics.
+            mask: (H, W, 1) bool; where it is False the pictures count as equal, and PSNR is that of the other pixels.
         """
         from torchmetrics.functional.image import structural_similarity_index_measure
 
         prediction, target = (image.permute(2, 0, 1)[None].float() for image in (prediction, target))
-        metrics = {"psnr": float(psnr(prediction, target))}
+        compared = (prediction, target)
+        if mask is not None:
+            compared = (prediction[..., mask[..., 0]], target[..., mask[..., 0]])
+            prediction = torch.where(mask.permute(2, 0, 1), prediction, target)
+        metrics = {"psnr": float(psnr(*compared))}
         if min(target.shape[-2:]) >= SSIM_WINDOW:
             ssim = structural_similarity_index_measure(prediction, target, data_range=1.0)
             assert isinstance(ssim, Tensor)

@@ -119,7 +119,23 @@ class Autoencoder:
         images = pad_to_multiple(images, self.downscale).to(self.device)
         dtype = getattr(torch, self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return latents_of(self.module.encode(2 * images - 1)).float()
+            return in_tiles(self._encode, images, self.downscale, 1, lambda: self._encoder_margin).float()
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return latents_of(self.module.encode(2 * images - 1))
+
+    @cached_property
+    def encoder_influence(self) -> Tensor:
+        """(43, 43): how much a latent pixel depends on each square of l x l pixels around its own (`influence`)."""
+        return influence(self._encode, 3, self.downscale, self.device)
+
+    @cached_property
+    def _encoder_margin(self) -> int | None:
+        return receptive_margin(self.encoder_influence, SEAMLESS)
+
+    @cached_property
+    def _decoder_margin(self) -> int | None:
+        return decoder_margin(Decoder(self.module), self.latent_channels, SEAMLESS)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -132,7 +148,9 @@ class Autoencoder:
         Returns:
             Images (B, 3, H, W), clamped to [0, 1].
         """
-        images = Decoder(self.module)(latents.to(self.device)).float().clamp(0, 1)
+        latents = latents.to(self.device)
+        images = in_tiles(Decoder(self.module), latents, 1, self.downscale, lambda: self._decoder_margin)
+        images = images.float().clamp(0, 1)
         return images if size is None else images[..., : size[0], : size[1]]
 
     @torch.no_grad()
@@ -159,20 +177,102 @@ def flat_latent(encode: Callable[[Tensor], Tensor], colour: Tensor, size: int = 
     return latents[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean(dim=(1, 2))
 
 
-def receptive_margin(decoder: Decoder, latent_channels: int, tolerance: float = 1e-6) -> int | None:
-    """How many latent pixels around its own a decoded pixel depends on, but for a share of the gradient's energy; None:
-    more than 20, as with attention."""
-    latents = torch.randn(1, latent_channels, 43, 43, generator=torch.Generator().manual_seed(0))
-    latents = latents.to(next(decoder.parameters()).device).requires_grad_(True)
-    images = decoder(latents)
-    downscale = images.shape[-1] // 43
-    middle = slice(21 * downscale, 22 * downscale)
-    (gradient,) = torch.autograd.grad(images[:, :, middle, middle].square().sum(), latents)
-    energy = gradient[0].double().square().sum(dim=0)
-    offsets = (torch.arange(43, device=energy.device) - 21).abs()
+MIDDLE = 21
+"""`influence` looks at so many cells on either side of the middle one."""
+
+
+def influence(network: Callable[[Tensor], Tensor], channels: int, cell: int, device: torch.device) -> Tensor:
+    """(43, 43): how much the middle cell of an encoder's or decoder's output depends on each cell of its input.
+
+    Args:
+        network: fully convolutional, or nearly so.
+        channels: of its input.
+        cell: input pixels along the side of a cell, l for an encoder and 1 for a decoder.
+        device: of its weights.
+
+    Returns:
+        The energy of the gradient, float64, with the sum 1.
+    """
+    side = 2 * MIDDLE + 1
+    inputs = torch.randn(1, channels, side * cell, side * cell, generator=torch.Generator().manual_seed(0))
+    inputs = inputs.to(device).requires_grad_(True)
+    with torch.enable_grad():
+        outputs = network(inputs)
+        middle = slice(MIDDLE * outputs.shape[-1] // side, (MIDDLE + 1) * outputs.shape[-1] // side)
+        (gradient,) = torch.autograd.grad(outputs[:, :, middle, middle].square().sum(), inputs)
+    energy = F.avg_pool2d(gradient.double().square().sum(dim=1, keepdim=True), cell)[0, 0]
+    return energy / energy.sum()
+
+
+def receptive_margin(energy: Tensor, tolerance: float = 1e-6) -> int | None:
+    """How many cells around its own a cell depends on, but for a share of the energy (`influence`); None: more than 20,
+    as with attention."""
+    offsets = (torch.arange(len(energy), device=energy.device) - MIDDLE).abs()
     distance = torch.maximum(offsets[:, None], offsets)
-    beyond = [float(energy[distance > margin].sum()) for margin in range(21)]
-    return next((margin for margin in range(21) if beyond[margin] <= tolerance * float(energy.sum())), None)
+    beyond = [float(energy[distance > margin].sum()) for margin in range(MIDDLE)]
+    return next((margin for margin in range(MIDDLE) if beyond[margin] <= tolerance), None)
+
+
+def decoder_margin(decoder: nn.Module, latent_channels: int, tolerance: float = 1e-6) -> int | None:
+    """How many latent pixels around its own a decoded pixel depends on, as `receptive_margin`."""
+    device = next(decoder.parameters()).device
+    return receptive_margin(influence(decoder, latent_channels, 1, device), tolerance)
+
+
+def seen_share(share: Tensor, weights: Tensor, radius: int = 4) -> Tensor:
+    """The mean of a map (B, 1, h, w) over what each cell looks at, as far as it lies in the picture.
+
+    Args:
+        share: values of cells.
+        weights: (43, 43) of the cells around a cell.
+        radius: cells further away are left out.
+    """
+    kernel = weights[None, None, MIDDLE - radius : MIDDLE + radius + 1, MIDDLE - radius : MIDDLE + radius + 1]
+    ones = torch.ones_like(share)
+    return F.conv2d(share, kernel, padding=radius) / F.conv2d(ones, kernel, padding=radius)
+
+
+TILE = 96
+"""Cells of l x l pixels along the side of a tile."""
+SEAMLESS = 1e-12
+"""Tolerance of `receptive_margin` at which tiles show no seams."""
+
+
+def in_tiles(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, cell: int, output_cell: int, margin: Callable[[], int | None]
+) -> Tensor:
+    """What an encoder or decoder makes of inputs (B, C, H, W), in tiles where they are large, which bounds the memory.
+
+    A tile overlaps its neighbours by what the network looks at, so that nothing changes but for rounding.
+
+    Args:
+        network: fully convolutional.
+        inputs: their sides are multiples of `cell`.
+        cell: input pixels along the side of a cell, l for an encoder and 1 for a decoder.
+        output_cell: output pixels along that side.
+        margin: of `receptive_margin`, asked for large inputs; None: the network looks at the whole picture, and gets
+            it.
+    """
+    rows, columns = inputs.shape[-2] // cell, inputs.shape[-1] // cell
+    if rows * columns <= 4 * TILE**2 or (around := margin()) is None:
+        return network(inputs)
+    outputs = None
+    for top in range(0, rows, TILE):
+        for left in range(0, columns, TILE):
+            first = max(0, top - around), max(0, left - around)
+            last = min(rows, top + TILE + around), min(columns, left + TILE + around)
+            window = inputs[..., first[0] * cell : last[0] * cell, first[1] * cell : last[1] * cell]
+            made = network(window)
+            if outputs is None:
+                outputs = made.new_empty(*made.shape[:2], rows * output_cell, columns * output_cell)
+            bottom, right = min(rows, top + TILE), min(columns, left + TILE)
+            rows_made = slice((top - first[0]) * output_cell, (bottom - first[0]) * output_cell)
+            columns_made = slice((left - first[1]) * output_cell, (right - first[1]) * output_cell)
+            outputs[..., top * output_cell : bottom * output_cell, left * output_cell : right * output_cell] = made[
+                ..., rows_made, columns_made
+            ]
+    assert outputs is not None
+    return outputs
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

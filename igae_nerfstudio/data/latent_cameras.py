@@ -20,6 +20,8 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor
 
+from igae_nerfstudio.data.lenses import pixels_per_radian
+
 SAME_FOCAL = 1e-3
 """Relative difference of focal lengths below which a picture is not resampled."""
 
@@ -67,11 +69,12 @@ def latent_view(camera: Cameras, downscale: int, focal_range: tuple[float, float
     Args:
         camera: any size, any focal length.
         downscale: l.
-        focal_range: smallest and largest focal length of the training cameras, in pixels.
+        focal_range: smallest and largest `pixels_per_radian` of the training cameras.
     """
     camera = deepcopy(camera).reshape((1,))
     size = (int(camera.height), int(camera.width))
-    scale = (_scale_to_range(float(camera.fy), focal_range), _scale_to_range(float(camera.fx), focal_range))
+    across_and_down = pixels_per_radian(camera)[0].tolist()
+    scale = (_scale_to_range(across_and_down[1], focal_range), _scale_to_range(across_and_down[0], focal_range))
     down, across = (s / downscale for s in scale)
     camera.fy, camera.cy = camera.fy * down, camera.cy * down
     camera.fx, camera.cx = camera.fx * across, camera.cx * across

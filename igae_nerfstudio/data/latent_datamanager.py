@@ -9,14 +9,14 @@ and patches with all the neighbours that the decoder looks at in RGB alignment.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Callable, Literal, Type
+from typing import Any, Callable, Iterator, Literal, Type
 
 import torch
+import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
@@ -30,13 +30,14 @@ from rich.progress import track
 from torch import Tensor
 from tyro.conf import Suppress
 
-from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, receptive_margin
+from igae_nerfstudio.autoencoder.autoencoder import Autoencoder, decoder_margin, pad_to_multiple, seen_share
 from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.data.dataset_reader import DatasetReaderConfig
 from igae_nerfstudio.data.latent_cache import LatentCache
 from igae_nerfstudio.data.latent_cameras import latent_cameras
-from igae_nerfstudio.data.latent_split import Batch, LatentSplit, compact, stack_rays
-from igae_nerfstudio.data.photo_dataset import PhotoDataset
+from igae_nerfstudio.data.latent_split import Batch, LatentSplit, Photos, batches_of_one_size
+from igae_nerfstudio.data.lenses import without_distortion
+from igae_nerfstudio.data.photo_dataset import ExifOrientation, PhotoDataset
 from igae_nerfstudio.data.scene_record import SceneRecordConfig, recorded_dataset, save_scene_record
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.files import user_cache
@@ -71,6 +72,11 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     autoencoders can share it."""
     background_color: Literal["white", "black"] = "white"
     """Colour behind transparent pixels, where the dataparser has none."""
+    exif_orientation: ExifOrientation = "fit"
+    """Which photos are turned as their EXIF tag says. `fit`: those that fit their cameras only so; `obey`: all that
+    have a tag; `ignore`: none."""
+    photos_in_memory: float = 2.0
+    """GiB of photos that stay in memory; the others are read again at each step of RGB alignment."""
     sampling_seed: int = 42
     """Seed of the order of training images."""
     scene_record: Suppress[Path | None] = None
@@ -142,10 +148,13 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
     def _dataset(self, outputs: DataparserOutputs, split: str) -> PhotoDataset:
         if len(outputs.image_filenames) == 0:
             raise InputError(f"the split '{split}' of {self.config.data} has no images; add some to its transforms")
-        if outputs.mask_filenames is not None:
-            warn("The dataset's masks are not used: a latent pixel mixes masked and unmasked pixels.")
-        colour = BACKGROUND_COLOURS[self.config.background_color]
-        return PhotoDataset(outputs, self.config.camera_res_scale_factor, colour, self.photos_missing)
+        return PhotoDataset(
+            outputs,
+            self.config.camera_res_scale_factor,
+            BACKGROUND_COLOURS[self.config.background_color],
+            self.photos_missing,
+            self.config.exif_orientation,
+        )
 
     def save_scene_record(self) -> None:
         """Keep the cameras of every split in the run's folder, see `data/scene_record.py`."""
@@ -196,12 +205,12 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
     def _size_of_steps(self, split: LatentSplit) -> tuple[int, int, int]:
         """Random rays of latent supervision, and side and margin of RGB alignment's patches; 0: whole images."""
         rays, patch = self.config.random_latent_rays, self.config.alignment_patch_size
-        large = self.config.images_per_batch * split.latents[0, ..., 0].numel() > RAYS_PER_STEP
+        large = self.config.images_per_batch * max(height * width for height, width in split.sizes) > RAYS_PER_STEP
         if rays is None:
             rays = RAYS_PER_STEP if large else 0
         if patch == 0 or (patch is None and not large):
             return rays, 0, 0
-        margin = receptive_margin(self.autoencoder.make_decoder(), self.autoencoder.latent_channels)
+        margin = decoder_margin(self.autoencoder.make_decoder(), self.autoencoder.latent_channels)
         if margin is None:
             if patch:
                 raise InputError(
@@ -213,11 +222,18 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return rays, patch or max(PATCH_WITH_MARGIN - 2 * margin, SMALLEST_PATCH), margin
 
     def _encode(self, dataset: PhotoDataset, what: str) -> LatentSplit:
-        photos = _read_photos(dataset, what)
+        photos = Photos(dataset.photo_and_mask, len(dataset), int(self.config.photos_in_memory * 2**30))
         cache = LatentCache(self.config.latent_cache_dir or user_cache("latents"), self.autoencoder)
         names = [str(path) for path in dataset.image_filenames]
-        progress = partial(track, description=f"Encoding {what} images", transient=True, console=CONSOLE)
-        latents, report = cache.latents(photos, names, progress)
+        weights: list[Tensor] = []
+
+        def read() -> Iterator[Tensor]:
+            progress = f"Reading and encoding {what} images"
+            for photo, mask in track(photos, progress, len(photos), transient=True, console=CONSOLE):
+                weights.append(self._weights(photo, mask))
+                yield photo
+
+        latents, report = cache.latents(read(), names)
         log(f"{what.capitalize()} images: {report}; cache: {cache.directory}")
         for name in report.damaged:
             warn(f"The cached latents of {name} were damaged and have been made again.")
@@ -226,10 +242,21 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
                 f"Latents cannot be cached on disk: {report.unwritable}. Training goes on with latents in "
                 "memory; free some space or set --pipeline.datamanager.latent-cache-dir."
             )
+        row = torch.cat([latent.flatten(0, 1) for latent in latents]).to(self.device)
+        counts = torch.cat(weights).to(self.device)
+        cameras = latent_cameras(dataset.cameras, self.autoencoder.downscale).to(self.device)
+        return LatentSplit(
+            photos, row, cameras, self.autoencoder.downscale, None if bool((counts == 1).all()) else counts
+        )
+
+    def _weights(self, photo: Tensor, mask: Tensor | None) -> Tensor:
+        """(h w,): the share of what each latent pixel looks at that is a target."""
         downscale = self.autoencoder.downscale
-        cameras = latent_cameras(dataset.cameras, downscale)
-        rays = stack_rays([cameras.generate_rays(camera_indices=i, keep_shape=True) for i in range(len(dataset))])
-        return LatentSplit(photos, compact(torch.stack(latents)).to(self.device), rays.to(self.device), downscale)
+        height, width = (-(-side // downscale) for side in photo.shape[:2])
+        if mask is None:
+            return torch.ones(height * width)
+        share = F.avg_pool2d(pad_to_multiple(mask[None, None].float(), downscale), downscale)
+        return seen_share(share, self.autoencoder.encoder_influence.sqrt().float().cpu())[0, 0].flatten()
 
     # Batches -------------------------------------------------------------------------------------------------
 
@@ -245,27 +272,28 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return self._batch(self.encode_eval_split(), step)
 
     def _batch(self, split: LatentSplit, step: int) -> Batch:
-        indices, generator = self.image_indices(len(split), step), self._generator(step)
+        indices, generator = self._images_of(split.groups, step), self._generator(step)
         if self.schedule.phase(step) is Phase.LATENT_SUPERVISION and self.rays_per_step:
             batch = split.random_rays(max(1, self.rays_per_step // self.processes), generator)
         elif self.schedule.phase(step) is Phase.RGB_ALIGNMENT and self.patch_size:
             batch = split.patches(indices, self.patch_size, self.patch_margin, generator, self.device)
+            split.photos.expect(self._images_of(split.groups, step + 1))
         else:
             batch = split.images(indices, self.device)
+            split.photos.expect(self._images_of(split.groups, step + 1))
         self._rays_of_last_batch = batch[0].size
         return batch
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
-        return self.eval_dataloader.get_camera(image_idx=self.image_indices(len(self.eval_dataset), step)[0])
+        everything = [list(range(len(self.eval_dataset)))]
+        return self.eval_dataloader.get_camera(image_idx=self._images_of(everything, step)[0])
 
-    def image_indices(self, count: int, step: int) -> list[int]:
-        """The images of step `step` in an endless row of seeded permutations of `count` images; several processes
-        share them."""
-        share = self.config.images_per_batch // self.processes
-        first = step * self.config.images_per_batch + self.rank * share
-        return [
-            _permutation(self.config.sampling_seed, count, i // count)[i % count] for i in range(first, first + share)
-        ]
+    def _images_of(self, groups: list[list[int]], step: int) -> list[int]:
+        """The images of step `step`, those of one size each, in seeded order; several processes share them."""
+        order = partial(_permutation, self.config.sampling_seed)
+        images = batches_of_one_size(groups, self.config.images_per_batch, step, order)
+        share = len(images) // self.processes
+        return images[self.rank * share : (self.rank + 1) * share]
 
     def _generator(self, step: int) -> torch.Generator:
         """Random numbers of a step of this process."""
@@ -273,10 +301,10 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         return torch.Generator().manual_seed(seed)
 
     def _random_view(self) -> RayBundle:
-        """All pixel rays (H, W) of a random training photo."""
+        """All pixel rays (H, W) of a pinhole camera in the place of a random training photo."""
         index = int(torch.randint(len(self.train_dataset), ()))
-        cameras = self.train_dataset.cameras.to(self.device)
-        return cameras.generate_rays(camera_indices=index, keep_shape=True)
+        camera = without_distortion(self.train_dataset.cameras[index : index + 1]).to(self.device)
+        return camera.generate_rays(camera_indices=0, keep_shape=True)
 
     def get_train_rays_per_batch(self) -> int:
         """Latent rays of the last step of this process."""
@@ -287,32 +315,6 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 def _permutation(seed: int, count: int, epoch: int) -> list[int]:
     """The order of `count` images in one epoch."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-
-
-def _read_photos(dataset: PhotoDataset, what: str) -> Tensor:
-    """All photos (N, H, W, 3), uint8, each read into its place.
-
-    Raises:
-        InputError: their sizes differ.
-    """
-    sizes = torch.cat([dataset.cameras.height, dataset.cameras.width], dim=-1)
-    odd = (sizes != sizes[0]).any(dim=-1).nonzero().flatten().tolist()
-    if odd:
-        (h, w), (h0, w0) = sizes[odd[0]].tolist(), sizes[0].tolist()
-        raise InputError(
-            f"the {what} images have different sizes: {dataset.image_filenames[odd[0]]} gives {w} x {h} pixels "
-            f"and {dataset.image_filenames[0]} {w0} x {h0}; resize or crop them to one size"
-        )
-    photos = torch.empty((len(dataset), *sizes[0].tolist(), 3), dtype=torch.uint8)
-
-    def read(index: int) -> None:
-        photos[index] = dataset.get_image_uint8(index)
-
-    with ThreadPoolExecutor(max_workers=4) as executor:
-        reads = executor.map(read, range(len(dataset)))
-        for _ in track(reads, f"Reading {what} images", total=len(dataset), transient=True, console=CONSOLE):
-            pass
-    return photos
 
 
 def _only_the_record_is_left(config: LatentDataManagerConfig) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.config_utils import to_immutable_dict
 from nerfstudio.models.base_model import Model, ModelConfig
@@ -132,7 +132,9 @@ class LatentTriPlanes(LatentModel, Model):
 
 def radius_seen(cameras: Cameras) -> float | None:
     """The radius of the ball around the origin beyond which no camera sees, scene units; None where a camera does not
-    look straight at the origin."""
+    look straight at the origin or is no pinhole."""
+    if bool((cameras.camera_type != CameraType.PERSPECTIVE.value).any()):
+        return None
     positions, backward = cameras.camera_to_worlds[..., 3], cameras.camera_to_worlds[..., 2]
     distance = positions.norm(dim=-1)
     aside = torch.linalg.cross(positions, backward).norm(dim=-1)

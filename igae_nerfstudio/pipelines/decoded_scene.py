@@ -7,6 +7,7 @@ they get pictures of its size: `rgb` (decoded), `depth`, `accumulation`, and `la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Callable
 
 import torch
@@ -20,10 +21,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from igae_nerfstudio import __version__
-from igae_nerfstudio.autoencoder.autoencoder import Decoder
+from igae_nerfstudio.autoencoder.autoencoder import SEAMLESS, Decoder, decoder_margin, in_tiles
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.data.latent_cameras import latent_view, pinhole_camera_of
+from igae_nerfstudio.data.lenses import finite_rays, pixels_per_radian
 from igae_nerfstudio.errors import InputError
 
 
@@ -83,7 +85,7 @@ class DecodedScene(Model):
     """
 
     focal_range: Tensor
-    """(2,): smallest and largest focal length of the training cameras, in pixels."""
+    """(2,): smallest and largest `pixels_per_radian` of the training cameras, a pinhole's focal lengths."""
 
     def __init__(
         self, scene: Any, decoder: Decoder, normalizer: LatentNormalizer, architecture: str, downscale: int
@@ -119,8 +121,8 @@ class DecodedScene(Model):
     # Rendering -----------------------------------------------------------------------------------------------
 
     def set_training_cameras(self, cameras: Cameras) -> None:
-        """Remember the focal lengths in pixels at which the decoder is trained."""
-        focals = torch.cat([cameras.fx, cameras.fy]).float()
+        """Remember the pixel sizes at which the decoder is trained."""
+        focals = pixels_per_radian(cameras).float()
         self.focal_range.copy_(torch.stack([focals.min(), focals.max()]))
 
     def decode(
@@ -136,9 +138,19 @@ class DecodedScene(Model):
             size: (H, W) to crop to; None keeps the whole (h l, w l).
             decoder: (B, c, h, w) -> (B, 3, H, W); None: the scene's own.
         """
-        decoder = self.decoder if decoder is None else decoder
-        images = decoder(self.normalizer.denormalize(latents).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        latents = self.normalizer.denormalize(latents).permute(0, 3, 1, 2)
+        if decoder is not None:
+            images = decoder(latents)
+        elif torch.is_grad_enabled():
+            images = self.decoder(latents)
+        else:
+            images = in_tiles(self.decoder, latents, 1, self.downscale, lambda: self._decoder_margin)
+        images = images.permute(0, 2, 3, 1)
         return images if size is None else images[:, : size[0], : size[1]]
+
+    @cached_property
+    def _decoder_margin(self) -> int | None:
+        return decoder_margin(self.decoder, self.scene.config.latent_channels, SEAMLESS)
 
     @torch.no_grad()
     def render(
@@ -150,7 +162,7 @@ class DecodedScene(Model):
         """Render one camera of any size and focal length, batch shape () or (1,); `decoder` as in `decode`."""
         low, high = self.focal_range.tolist()
         view = latent_view(camera.to(self.device), self.downscale, (low, high))
-        rays = view.camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
+        rays = finite_rays(view.camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box), view.camera)
         outputs = self.scene.get_outputs_for_camera_ray_bundle(rays)
         geometry = enlarged_geometry(outputs["depth"], outputs["accumulation"], self.downscale)
         rgb = self.decode(outputs["latent"][None], decoder=decoder).permute(0, 3, 1, 2).float().clamp(0, 1)

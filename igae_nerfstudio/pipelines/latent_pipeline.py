@@ -164,8 +164,9 @@ class LatentPipeline(VanillaPipeline):
         with first_process_first():
             split = self.datamanager.encode(self.autoencoder, self.schedule)
         model, cameras = self.model, self.datamanager.train_dataset.cameras
-        model.normalizer.fit(split.latents.float())
-        model.preview.fit(model.normalizer.normalize(split.latents.float()))
+        latents = split.sample()
+        model.normalizer.fit(latents)
+        model.preview.fit(model.normalizer.normalize(latents))
         model.set_training_cameras(cameras)
         model.scene.set_training_cameras(cameras)
         background = self.autoencoder.encode_colour(self.datamanager.train_dataset.background_colour)
@@ -188,7 +189,7 @@ class LatentPipeline(VanillaPipeline):
         return result
 
     def _losses(self, phase: Phase, rays: RayBundle, batch: dict[str, Any]) -> StepResult:
-        """The losses of a phase on rays p and their latents z_p (..., c) and photos x_p.
+        """The losses of a phase on rays p and their latents z_p (..., c) and photos x_p, as far as these are targets.
 
         Equation 2 has gradients to the scene alone, equation 3 to scene and decoder.
         """
@@ -196,15 +197,16 @@ class LatentPipeline(VanillaPipeline):
         encoded = self.model.normalizer.normalize(batch["latent"])  # z_p
         target = {"latent": encoded.flatten(0, -2)}
         outputs = scene(rays.flatten())  # z~_p = F_theta(p), equation 1
+        compared = (outputs, target) if (w := batch.get("latent_weight")) is None else weighted(outputs, target, w)
         if phase is Phase.LATENT_SUPERVISION:
             metrics = scene.get_metrics_dict(outputs, target)
-            return outputs, scene.get_loss_dict(outputs, target, metrics), metrics  # equation 2
+            return outputs, scene.get_loss_dict(*compared, metrics), metrics  # equation 2
 
         rendered = outputs["latent"].view(encoded.shape)
         decoded = self.model.decode(rendered, size=batch["image"].shape[1:3])  # x~_p = D_psi(z~_p)
         losses = {"rgb_alignment_loss": squared_error(decoded, batch["image"], batch.get("valid_mask"))}  # equation 3
         if self.config.regularize_alignment:
-            losses.update(scene.get_regularizers(outputs, target))
+            losses.update(scene.get_regularizers(*compared))
         return outputs, losses, {"psnr": -10 * torch.log10(losses["rgb_alignment_loss"].detach())}
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
@@ -246,9 +248,10 @@ class LatentPipeline(VanillaPipeline):
     ) -> dict[str, Any]:
         """Metrics over all evaluation images; what `ns-eval` writes.
 
-        `psnr`, `ssim`, `lpips`: decoded render against photo. `latent_psnr`, `latent_ssim`: rendered against
-        encoded latents, normalised, data range 1. `autoencoder_psnr`, `autoencoder_ssim`, `autoencoder_lpips`:
-        photo through the untouched autoencoder, the ceiling. The latter two families need the autoencoder.
+        `psnr`, `ssim`, `lpips`: decoded render against photo, where that is a target (masks). `latent_psnr`,
+        `latent_ssim`: rendered against encoded latents, normalised, data range 1. `autoencoder_psnr`,
+        `autoencoder_ssim`, `autoencoder_lpips`: photo through the untouched autoencoder, the ceiling. The latter two
+        families need the autoencoder.
 
         Args:
             step: the training step; None when called by `ns-eval`, which also gets `per_image` by file name.
@@ -290,8 +293,9 @@ class LatentPipeline(VanillaPipeline):
         """Metrics and pictures of one camera and its photo."""
         model, photo = self.model, batch["image"].to(self.device)
         photo = photo if photo.ndim == 3 else photo[0]
+        mask = batch["mask"].to(self.device) if "mask" in batch else None
         view = model.render(camera)
-        metrics = self.image_metrics(view.rgb, photo)
+        metrics = self.image_metrics(view.rgb, photo, mask=mask)
         pictures, previews = [photo, view.rgb], [model.preview(view.latent)]
         autoencoded = encoded = None
         if self.autoencoder is not None:
@@ -299,7 +303,7 @@ class LatentPipeline(VanillaPipeline):
             encoded = model.normalizer.normalize(latents[0].permute(1, 2, 0))
             metrics.update(self.image_metrics(view.latent, encoded, prefix="latent_"))
             autoencoded = self.autoencoder.decode(latents, size=tuple(photo.shape[:2]))[0].permute(1, 2, 0)
-            metrics.update(self.image_metrics(autoencoded, photo, prefix="autoencoder_"))
+            metrics.update(self.image_metrics(autoencoded, photo, prefix="autoencoder_", mask=mask))
             pictures.append(autoencoded)
             previews.append(model.preview(encoded))
         images = {
@@ -356,6 +360,21 @@ def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> 
             "metrics are left out. The fine-tuned decoder comes from the checkpoint."
         )
         return None
+
+
+def weighted(
+    outputs: dict[str, Any], target: dict[str, Tensor], weight: Tensor
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Renders and targets whose squared error is the weighted one: w (y - z)^2 is that of sqrt(w) y and sqrt(w) z.
+
+    Args:
+        outputs: of the scene model; its latents have names that begin with `latent`.
+        target: {"latent": (R, c)}.
+        weight: (..., 1) of the R rays, not negative; only their ratios count.
+    """
+    root = (weight.reshape(-1, 1) / weight.mean().clamp_min(1e-6)).sqrt()
+    scaled = {name: root * value for name, value in outputs.items() if name.startswith("latent")}
+    return {**outputs, **scaled}, {"latent": root * target["latent"]}
 
 
 def squared_error(decoded: Tensor, photos: Tensor, valid_mask: Tensor | None = None) -> Tensor:

@@ -12,16 +12,18 @@ import pytest
 import torch
 from conftest import SHARED, tiny_autoencoder
 
+from igae_nerfstudio.autoencoder import autoencoder as autoencoder_module
 from igae_nerfstudio.autoencoder.autoencoder import (
     BUNDLED,
     Autoencoder,
     AutoencoderConfig,
     architecture_shape,
     decoder_from_architecture,
+    decoder_margin,
     load_autoencoder,
     pad_to_multiple,
-    receptive_margin,
     resolve_autoencoder,
+    seen_share,
 )
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.metrics import psnr
@@ -246,7 +248,7 @@ def test_bundled_autoencoders_keep_photos_they_never_saw() -> None:
 def test_a_decoded_patch_is_the_decoded_picture_inside_its_margin() -> None:
     decoder = load_autoencoder(AutoencoderConfig()).make_decoder()
     latents = torch.randn(1, 16, 40, 32, generator=torch.Generator().manual_seed(1))
-    exact, enough = receptive_margin(decoder, 16, tolerance=0), receptive_margin(decoder, 16)
+    exact, enough = decoder_margin(decoder, 16, tolerance=0), decoder_margin(decoder, 16)
     assert 1 <= enough < exact <= 12
     with torch.no_grad():
         whole = decoder(latents)
@@ -257,6 +259,34 @@ def test_a_decoded_patch_is_the_decoded_picture_inside_its_margin() -> None:
             assert float(difference.abs().max()) <= error
         bare = decoder(latents[:, :, 14:18, 13:17]) - whole[:, :, 8 * 14 : 8 * 18, 8 * 13 : 8 * 17]
         assert float(bare.abs().max()) > 10 * float(difference.abs().max())
+
+
+@pytest.mark.parametrize("name", ["bundled", "tiny"])
+def test_large_pictures_are_coded_in_tiles_without_seams(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    autoencoder = load_autoencoder("bundled") if name == "bundled" else Autoencoder(tiny_autoencoder())
+    photo = torch.rand(1, 3, 30 * 8 - 3, 21 * 8, generator=torch.Generator().manual_seed(0))
+    latents = autoencoder.encode(photo)
+    picture = autoencoder.decode(latents)
+    monkeypatch.setattr(autoencoder_module, "TILE", 7)
+    torch.testing.assert_close(autoencoder.encode(photo), latents, atol=1e-4 * float(latents.std()), rtol=0)
+    torch.testing.assert_close(autoencoder.decode(latents), picture, atol=1e-4, rtol=0)
+
+
+def test_the_share_of_what_a_latent_pixel_looks_at() -> None:
+    """A photo changes a latent as far as the share of its changed pixels says: none far away, all inside."""
+    autoencoder = load_autoencoder("bundled")
+    weights = autoencoder.encoder_influence.sqrt().float()
+    share = torch.ones(1, 1, 20, 24)
+    share[..., 8:] = 0
+    seen = seen_share(share, weights)[0, 0]
+    assert bool((seen[:, :3] == 1).all()) and float(seen[:, 13:].abs().max()) < 1e-6
+    assert 0.2 < float(seen[10, 8]) < float(seen[10, 7]) < 0.8
+    photo = torch.rand(1, 3, 160, 192, generator=torch.Generator().manual_seed(0))
+    other = photo.clone()
+    other[..., 64:] = 1 - other[..., 64:]
+    change = (autoencoder.encode(photo) - autoencoder.encode(other)).square().mean(dim=1).sqrt()[0]
+    assert bool((change[:, :3] < 1e-2 * change.max()).all())
+    assert np.corrcoef(change.flatten(), 1 - seen.flatten())[0, 1] > 0.9
 
 
 def test_a_decoder_that_sees_everything_has_no_margin() -> None:
@@ -270,4 +300,4 @@ def test_a_decoder_that_sees_everything_has_no_margin() -> None:
                 :, :3
             ].repeat_interleave(8, 3)
 
-    assert receptive_margin(Global(), 4) is None
+    assert decoder_margin(Global(), 4) is None

@@ -30,7 +30,7 @@ def test_the_second_time_nothing_is_encoded(cache: LatentCache, monkeypatch: pyt
     first, report = cache.latents(IMAGES, NAMES)
     assert (report.found, report.encoded) == (0, 3)
     expected = cache.autoencoder.encode(IMAGES[1].permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0)
-    torch.testing.assert_close(first[1], expected)
+    torch.testing.assert_close(first[1].float(), expected, atol=1e-3 * float(expected.std()), rtol=1e-3)
 
     again = LatentCache(cache.directory, Autoencoder(tiny_autoencoder()))
     monkeypatch.setattr(again.autoencoder, "encode", lambda images: pytest.fail("encoded again"))
