@@ -30,7 +30,7 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGP
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 from torch import Tensor
 
-from igae_nerfstudio.console import warn
+from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.data.colmap_model import (
     CheckedColmap,
     colmap_models,
@@ -153,7 +153,10 @@ class DatasetReader(DataParser):
         if self.downscale_factor is not None and getattr(self.inner, "downscale_factor", None) is None:
             parser.downscale_factor = self.downscale_factor  # type: ignore[attr-defined]
         try:
-            return parser.get_dataparser_outputs(split)
+            outputs = parser.get_dataparser_outputs(split)
+            factor = getattr(parser, "downscale_factor", None) or getattr(parser, "_downscale_factor", None)
+            outputs.metadata["downscale_factor"] = factor or 1
+            return outputs
         except InputError:
             raise
         except (Exception, SystemExit) as error:
@@ -167,6 +170,7 @@ class DatasetReader(DataParser):
         if isinstance(error, FileNotFoundError) and error.filename is not None:
             return f"there is no {error.filename}{self._photos_elsewhere(Path(error.filename))}"
         if isinstance(error, (EOFError, SystemExit)) and isinstance(self.inner, ColmapDataParserConfig):
+            log("")  # ends the line of the question that nobody has answered
             factor = self.inner.downscale_factor
             large = "have more than 1600 pixels a side" if factor is None else f"are to be {factor} times smaller"
             return (

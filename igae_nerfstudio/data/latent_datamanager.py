@@ -140,14 +140,12 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
     # Nerfstudio's set-up -------------------------------------------------------------------------------------
 
     def create_train_dataset(self) -> PhotoDataset:
-        return self._dataset(self.train_dataparser_outputs, "train")
+        return self._dataset(self.train_dataparser_outputs)
 
     def create_eval_dataset(self) -> PhotoDataset:
-        return self._dataset(self.dataparser.get_dataparser_outputs(split=self.test_split), self.test_split)
+        return self._dataset(self.dataparser.get_dataparser_outputs(split=self.test_split))
 
-    def _dataset(self, outputs: DataparserOutputs, split: str) -> PhotoDataset:
-        if len(outputs.image_filenames) == 0:
-            raise InputError(f"the split '{split}' of {self.config.data} has no images; add some to its transforms")
+    def _dataset(self, outputs: DataparserOutputs) -> PhotoDataset:
         return PhotoDataset(
             outputs,
             self.config.camera_res_scale_factor,

@@ -255,6 +255,10 @@ def test_photos_without_poses_and_polycam_without_depth(tmp_path: Path) -> None:
     assert refusal(tmp_path / "scan").endswith("wants a folder keyframes/depth, even an empty one")
     (tmp_path / "film.mp4").write_bytes(b"")
     assert f"ns-process-data video --data {tmp_path / 'film.mp4'}" in refusal(tmp_path / "film.mp4")
+    (tmp_path / "scan.r3d").write_bytes(b"")
+    assert "export it there as EXR + RGB" in refusal(tmp_path / "scan.r3d")
+    shutil.make_archive(str(tmp_path / "scan"), "zip", tmp_path / "scan")
+    assert f"ns-process-data polycam --data {tmp_path / 'scan.zip'}" in refusal(tmp_path / "scan.zip")
     (tmp_path / "empty").mkdir()
     assert refusal(tmp_path / "empty") == f"`nerfstudio-data` finds no transforms.json in {tmp_path / 'empty'}"
 
