@@ -32,7 +32,7 @@ def main() -> None:
     from igae_nerfstudio.figures import sheet, to_uint8
 
     config, pipeline, _, _ = eval_setup(arguments.load_config, test_mode="test")
-    dataset = pipeline.datamanager.eval_dataset
+    dataset = pipeline.datamanager.fixed_indices_eval_dataloader.input_dataset
     views = [view for view in arguments.views if view < len(dataset)]
     folder = config.get_checkpoint_dir()
     steps = sorted(int(re.fullmatch(r"step-(\d+)\.ckpt", path.name)[1]) for path in folder.glob("step-*.ckpt"))

@@ -69,6 +69,8 @@ def _converted(tool: str, data: Path, photos: Path, *more: str) -> str:
 def _file(data: Path) -> str | None:
     if data.suffix.lower() in VIDEOS:
         return f"it is a video: {_converted('video', data.with_suffix(''), data)}"
+    if data.suffix.lower() == ".r3d":
+        return "it is a scan of Record3D: export it there as EXR + RGB, unpack that, and pass the folder to --data"
     if zipfile.is_zipfile(data):
         with zipfile.ZipFile(data) as archive:
             names = archive.namelist()
