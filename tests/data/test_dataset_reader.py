@@ -245,7 +245,10 @@ def test_raw_exports_are_converted_by_the_line_that_is_given(
     assert len(found["train"].image_filenames) >= 10
 
 
-def test_photos_without_poses_and_polycam_without_depth(tmp_path: Path) -> None:
+def test_photos_without_poses_and_other_raw_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nerfstudio.scripts.process_data import Commands
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)  # ns-process-data looks for ffmpeg and COLMAP
     (tmp_path / "trip").mkdir()
     Image.fromarray(photos(1)[0]).save(tmp_path / "trip" / "a.jpg")
     message = refusal(tmp_path / "trip")
@@ -259,6 +262,12 @@ def test_photos_without_poses_and_polycam_without_depth(tmp_path: Path) -> None:
     assert "export it there as EXR + RGB" in refusal(tmp_path / "scan.r3d")
     shutil.make_archive(str(tmp_path / "scan"), "zip", tmp_path / "scan")
     assert f"ns-process-data polycam --data {tmp_path / 'scan.zip'}" in refusal(tmp_path / "scan.zip")
+    (tmp_path / "drone" / "opensfm").mkdir(parents=True)
+    (tmp_path / "drone" / "odm_report").mkdir()
+    (tmp_path / "drone" / "odm_report" / "shots.geojson").write_text("{}")
+    for name in ("trip", "film.mp4", "drone", "scan.zip"):  # commands that ns-process-data takes
+        (command,) = re.findall(r"`ns-process-data ([^`]*)`", refusal(tmp_path / name))
+        assert tyro.cli(Commands, args=shlex.split(command)).data.exists()
     (tmp_path / "empty").mkdir()
     assert refusal(tmp_path / "empty") == f"`nerfstudio-data` finds no transforms.json in {tmp_path / 'empty'}"
 
