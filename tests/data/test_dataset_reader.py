@@ -248,7 +248,10 @@ def test_raw_exports_are_converted_by_the_line_that_is_given(
 def test_photos_without_poses_and_other_raw_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nerfstudio.scripts.process_data import Commands
 
-    monkeypatch.setattr(shutil, "which", lambda name: name)  # ns-process-data looks for ffmpeg and COLMAP
+    for name in ("ffmpeg", "colmap"):  # which ns-process-data looks for
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path), os.environ["PATH"]]))
     (tmp_path / "trip").mkdir()
     Image.fromarray(photos(1)[0]).save(tmp_path / "trip" / "a.jpg")
     message = refusal(tmp_path / "trip")
