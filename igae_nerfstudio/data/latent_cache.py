@@ -88,19 +88,22 @@ class LatentCache:
                 latents[index] = compact(latent)
             waiting.clear()
 
-        on_gpu = self.autoencoder.device.type != "cpu"
         for index, image in enumerate(images):
             key = self.key(image)
             latent = self._read(key, names[index], report)
             latents.append(torch.empty(0) if latent is None else compact(latent))
             if latent is None:
-                together = max(1, BATCH_PIXELS // (image.shape[0] * image.shape[1])) if on_gpu else 1
-                if waiting and (waiting[0][2].shape != image.shape or len(waiting) >= together):
+                if waiting and (waiting[0][2].shape != image.shape or len(waiting) >= self._together(image)):
                     encode()
                 waiting.append((index, key, image))
         if waiting:
             encode()
         return latents, report
+
+    def _together(self, image: Tensor) -> int:
+        """How many photos of this size are encoded at a time."""
+        pixels = image.shape[0] * image.shape[1]
+        return 1 if self.autoencoder.device.type == "cpu" else max(1, BATCH_PIXELS // pixels)
 
     def _read(self, key: str, name: str, report: CacheReport) -> Tensor | None:
         entry, sidecar = self.directory / f"{key}.npy", self.directory / f"{key}.json"

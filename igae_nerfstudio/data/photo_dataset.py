@@ -61,12 +61,6 @@ class PhotoDataset(InputDataset):
         photos_missing: bool = False,
         exif_orientation: ExifOrientation = "fit",
     ) -> None:
-        if dataparser_outputs.cameras.camera_to_worlds.shape[-2:] != (3, 4):
-            raise InputError(
-                "the dataparser has lost the camera's position in a split of one image (Nerfstudio's "
-                "`instant-ngp-data` does); give each split two or more, for instance with --train-split-fraction 0.8 "
-                "after `instant-ngp-data`"
-            )
         # Shares nothing with the dataparser's own object, whose cameras stay as they are.
         super().__init__(replace(dataparser_outputs, mask_filenames=None))
         self.mask_color = None  # Nerfstudio would paint with it

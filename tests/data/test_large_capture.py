@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import look_at_origin
+from conftest import look_at_origin, tiny_autoencoder
 from PIL import Image
 
 TRAIN = """
@@ -51,10 +51,13 @@ def write_capture(folder: Path, count: int, size: tuple[int, int] = (3840, 2160)
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_300_photos_in_8_gib(tmp_path: Path, autoencoder_dir: Path) -> None:
+def test_300_photos_in_8_gib(tmp_path: Path) -> None:
     write_capture(tmp_path / "capture", 300)
+    tiny_autoencoder(latent_channels=16).save_pretrained(tmp_path / "autoencoder")
     code = TRAIN.format(
-        tests=str(Path(__file__).parents[1]), folder=str(tmp_path / "capture"), autoencoder=str(autoencoder_dir)
+        tests=str(Path(__file__).parents[1]),
+        folder=str(tmp_path / "capture"),
+        autoencoder=str(tmp_path / "autoencoder"),
     )
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -39,6 +39,21 @@ def test_the_second_time_nothing_is_encoded(cache: LatentCache, monkeypatch: pyt
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+def test_photos_of_one_size_are_encoded_together(cache: LatentCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU; some of them are in the cache already."""
+    images = [IMAGES[0], IMAGES[1], IMAGES[2][:32], IMAGES[1] // 2, IMAGES[0] // 2, IMAGES[0] // 3, IMAGES[1] // 3]
+    names = [str(number) for number in range(len(images))]
+    cache.latents([images[3]], ["3"])
+    expected, _ = LatentCache(cache.directory / "one", cache.autoencoder).latents(images, names)
+    sizes, encode = [], cache.autoencoder.encode
+    monkeypatch.setattr(cache.autoencoder, "encode", lambda pixels: sizes.append(len(pixels)) or encode(pixels))
+    monkeypatch.setattr(cache, "_together", lambda image: 2)
+    latents, report = cache.latents(iter(images), names)
+    assert sizes == [2, 1, 2, 1] and (report.found, report.encoded) == (1, 6)
+    for latent, one in zip(latents, expected):
+        torch.testing.assert_close(latent, one, atol=1e-2, rtol=1e-2)
+
+
 def test_the_key_holds_all_that_decides_the_latents(cache: LatentCache) -> None:
     image = IMAGES[0]
     one_bit = image.clone()

@@ -140,16 +140,6 @@ def test_dataparsers_of_every_kind_give_batches(parser: str, tmp_path: Path, aut
     assert bool(sum(losses.values()).isfinite())
 
 
-def test_a_pose_that_instant_ngp_data_has_lost_is_named(tmp_path: Path) -> None:
-    """Nerfstudio indexes poses with a tensor of one element, and a column of the matrix is taken for a camera."""
-    from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
-
-    scene = write_nerfstudio_scene(tmp_path / "s", [smooth_picture(48, 48, 3) for _ in range(10)], camera_angle_x=1.0)
-    outputs = InstantNGPDataParserConfig(data=scene).setup().get_dataparser_outputs("val")
-    with pytest.raises(InputError, match="split of one image .*--train-split-fraction"):
-        PhotoDataset(outputs)
-
-
 # EXIF ------------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import look_at_origin
+from conftest import latent_config, look_at_origin
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -211,8 +211,8 @@ def test_the_crop_radius_of_a_fisheye(tmp_path: Path) -> None:
     assert half.mean() == pytest.approx(mask.mean(), rel=0.03)
 
 
-def test_a_fisheye_scene_is_rendered_through_a_pinhole(tmp_path: Path) -> None:
-    """At as many pixels per radian as the photos have, in the middle; and a panorama counts its pixels otherwise."""
+def test_pixels_per_radian(tmp_path: Path) -> None:
+    """A fisheye scene is rendered through a pinhole at as many as its photos have; a panorama counts otherwise."""
     from igae_nerfstudio.data.latent_cameras import latent_view
     from igae_nerfstudio.data.lenses import pixels_per_radian, without_distortion
 
@@ -222,3 +222,62 @@ def test_a_fisheye_scene_is_rendered_through_a_pinhole(tmp_path: Path) -> None:
     assert resolution[1].tolist() == pytest.approx([128 / (2 * np.pi), 64 / np.pi])
     pinhole = without_distortion(dataset.cameras[0:1])
     assert latent_view(pinhole, 8, (20.0, 24.4)).scale == (1.0, 1.0)
+
+
+def fisheye_capture(folder: Path, count: int = 48, size: int = 128) -> Path:
+    """Photos of 190 degrees from inside the room, looking everywhere."""
+    (folder / "images").mkdir(parents=True)
+    focal, lens = size / 2 / np.radians(95), (0.01, -0.002, 0.0, 0.0, 0.0, 0.0)
+    frames = []
+    for number in range(count):
+        pose = inside(number / count)
+        picture = photo(FISHEYE, (size, size), (focal, focal), (size / 2, size / 2), lens, pose)
+        Image.fromarray(picture).save(folder / "images" / f"{number:03d}.png")
+        frames.append({"file_path": f"images/{number:03d}.png", "transform_matrix": pose.tolist()})
+    meta = {"camera_model": "OPENCV_FISHEYE", "fl_x": focal, "fl_y": focal, "cx": size / 2, "cy": size / 2}
+    meta |= {"w": size, "h": size, "k1": lens[0], "k2": lens[1], "fisheye_crop_radius": size / 2 - 1}
+    (folder / "transforms.json").write_text(json.dumps({**meta, "frames": frames}))
+    return folder
+
+
+def inside(turn: float) -> np.ndarray:
+    """A pose in the middle of the room, looking around once over a turn of 1."""
+    pose = look_at_origin(azimuth=2 * np.pi * turn, elevation=0.25 * np.sin(14 * turn), radius=1.0)
+    pose[:3, 3] = 0.8 * pose[:3, 0]  # aside, so that there is parallax
+    return pose
+
+
+@pytest.mark.slow
+def test_a_perspective_render_of_a_fisheye_scene(tmp_path: Path) -> None:
+    """Trained on photos of 190 degrees, rendered through a pinhole of 70 degrees that no photo has."""
+    config = latent_config("tensorf", tmp_path, Path("bundled"), tmp_path)
+    config.pipeline.latent_supervision_steps, config.pipeline.rgb_alignment_steps = 250, 250
+    config.pipeline.latent_supervision_lr_factor = config.pipeline.rgb_alignment_lr_factor = 1.0
+    config.optimizers["decoder"]["optimizer"].lr = 1e-3
+    model = config.pipeline.model
+    model.num_uniform_samples, model.num_samples, model.init_resolution, model.final_resolution = 40, 20, 48, 48
+    config.pipeline.datamanager.images_per_batch = 4
+    config.pipeline.datamanager.dataparser = NerfstudioDataParserConfig(
+        data=fisheye_capture(tmp_path / "capture"),
+        orientation_method="none",
+        center_method="none",
+        auto_scale_poses=False,
+        scene_scale=2.2,
+        eval_mode="interval",
+    )
+    trainer = config.setup()
+    trainer.setup()
+    trainer.train()
+    model = trainer.pipeline.eval().model
+    errors = []
+    for number in range(8):
+        pose, focal, size = inside((number + 0.4) / 8), (68.0, 68.0), (96, 96)
+        truth = photo(PERSPECTIVE, size, focal, (48.0, 48.0), NO_LENS, pose)
+        camera = Cameras(torch.tensor(pose[None, :3], dtype=torch.float32), *focal, 48.0, 48.0, *size)
+        rendered = model.get_outputs_for_camera(camera)["rgb"].numpy()
+        Image.fromarray(np.hstack([truth, np.rint(255 * rendered).astype(np.uint8)])).save(tmp_path / f"{number}.png")
+        errors.append(float(np.square(rendered - truth / 255).mean()))
+    fisheye = trainer.pipeline.get_average_eval_image_metrics(step=0)["psnr"]
+    perspective = -10 * np.log10(np.mean(errors))
+    print(f"fisheye {fisheye:.2f} dB, perspective {perspective:.2f} dB, pictures in {tmp_path}")
+    assert perspective > fisheye - 3
