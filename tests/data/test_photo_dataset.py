@@ -283,7 +283,7 @@ def test_the_package_that_a_file_needs_is_named(
 def test_heic(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     picture = smooth_picture(48, 64, 3)
-    pillow_heif.from_pillow(Image.fromarray(picture)).save(tmp_path / "p.heic", quality=100)
+    pillow_heif.from_pillow(Image.fromarray(picture)).save(tmp_path / "p.heic", quality=100, chroma=444)
     photo = PhotoDataset(outputs_of(tmp_path / "p.heic", 64, 48)).get_numpy_image(0)
     assert np.abs(photo.astype(int) - picture).mean() < 3
 
