@@ -75,7 +75,7 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     exif_orientation: ExifOrientation = "fit"
     """Which photos are turned as their EXIF tag says. `fit`: those that fit their cameras only so; `obey`: all that
     have a tag; `ignore`: none."""
-    photos_in_memory: float = 2.0
+    photos_in_memory: float = 1.0
     """GiB of photos that stay in memory; the others are read again at each step of RGB alignment."""
     sampling_seed: int = 42
     """Seed of the order of training images."""
@@ -241,6 +241,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
                 "memory; free some space or set --pipeline.datamanager.latent-cache-dir."
             )
         row = torch.cat([latent.flatten(0, 1) for latent in latents]).to(self.device)
+        latents.clear()
         counts = torch.cat(weights).to(self.device)
         cameras = latent_cameras(dataset.cameras, self.autoencoder.downscale).to(self.device)
         return LatentSplit(
