@@ -176,17 +176,18 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     # Encoding ------------------------------------------------------------------------------------------------
 
-    def encode(self, autoencoder: Autoencoder, schedule: TwoPhaseSchedule) -> LatentSplit:
+    def encode(self, autoencoder: Autoencoder, schedule: TwoPhaseSchedule, colours: bool = False) -> LatentSplit:
         """Encode the training photos, or find their latents in the cache; comes before the first step.
 
         Args:
             autoencoder: E.
             schedule: which phase a step is in.
+            colours: batches have the averaged colours of latent pixels as well.
 
         Raises:
             InputError: patches are asked for, and the decoder looks at the whole picture.
         """
-        self.autoencoder, self.schedule = autoencoder, schedule
+        self.autoencoder, self.schedule, self._with_colours = autoencoder, schedule, colours
         self.train_split = self._encode(self.train_dataset, "training")
         self.rays_per_step, self.patch_size, self.patch_margin = self._size_of_steps(self.train_split)
         return self.train_split
@@ -224,11 +225,14 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         cache = LatentCache(self.config.latent_cache_dir or user_cache("latents"), self.autoencoder)
         names = [str(path) for path in dataset.image_filenames]
         weights: list[Tensor] = []
+        colours: list[Tensor] = []
 
         def read() -> Iterator[Tensor]:
             progress = f"Reading and encoding {what} images"
             for photo, mask in track(photos, progress, len(photos), transient=True, console=CONSOLE):
                 weights.append(self._weights(photo, mask))
+                if self._with_colours:
+                    colours.append(averaged(photo, self.autoencoder.downscale))
                 yield photo
 
         latents, report = cache.latents(read(), names)
@@ -242,10 +246,13 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             )
         row = torch.cat([latent.flatten(0, 1) for latent in latents]).to(self.device)
         latents.clear()
-        counts = torch.cat(weights).to(self.device)
-        cameras = latent_cameras(dataset.cameras, self.autoencoder.downscale).to(self.device)
         return LatentSplit(
-            photos, row, cameras, self.autoencoder.downscale, None if bool((counts == 1).all()) else counts
+            photos,
+            row,
+            latent_cameras(dataset.cameras, self.autoencoder.downscale).to(self.device),
+            self.autoencoder.downscale,
+            torch.cat(colours).to(self.device) if colours else None,
+            None if all(bool((weight == 1).all()) for weight in weights) else torch.cat(weights).to(self.device),
         )
 
     def _weights(self, photo: Tensor, mask: Tensor | None) -> Tensor:
@@ -308,6 +315,12 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
     def get_train_rays_per_batch(self) -> int:
         """Latent rays of the last step of this process."""
         return self._rays_of_last_batch or self.config.train_num_rays_per_batch
+
+
+def averaged(photo: Tensor, downscale: int) -> Tensor:
+    """(h w, 3) float16 in [0, 1]: a photo (H, W, 3), uint8, averaged over the pixels of each latent pixel."""
+    pixels = pad_to_multiple(photo.permute(2, 0, 1)[None].float() / 255, downscale)
+    return F.avg_pool2d(pixels, downscale)[0].permute(1, 2, 0).flatten(0, 1).half()
 
 
 @lru_cache(maxsize=8)

@@ -82,6 +82,8 @@ class LatentSplit:
     """(N,): the latent cameras."""
     downscale: int
     """l."""
+    colours: Tensor | None = None
+    """(P, 3) in [0, 1], the photo averaged over the l x l pixels of a latent pixel."""
     weights: Tensor | None = None
     """(P,) in [0, 1], how much of what a latent pixel shows is a target; None: all of it everywhere."""
 
@@ -112,16 +114,18 @@ class LatentSplit:
             by_size.setdefault(size, []).append(index)
         return list(by_size.values())
 
-    def sample(self, most: int = 2**20) -> Tensor:
-        """(P', c) float32: all latents, or so many of them evenly spread, that show a target."""
+    def sample(self, most: int = 2**20) -> tuple[Tensor, Tensor | None]:
+        """(P', c), (P', 3) float32: all latents and colours that show a target, or so many of them, evenly spread."""
         targets = torch.arange(len(self.latents)) if self._targets is None else self._targets
-        return self.latents[targets[:: -(-len(targets) // most)].to(self.latents.device)].float()
+        chosen = targets[:: -(-len(targets) // most)].to(self.latents.device)
+        return self.latents[chosen].float(), None if self.colours is None else self.colours[chosen].float()
 
     def images(self, indices: Sequence[int], device: torch.device | str) -> Batch:
         """B images of one size: rays (B, h, w) and their targets.
 
-        These are `latent` (B, h, w, c), `image` (B, H, W, 3) in [0, 1] and `image_idx` (B,); where not all is a target
-        also `valid_mask` (B, H, W, 1), 1 or 0, and `latent_weight` (B, h, w, 1).
+        These are `latent` (B, h, w, c), `colour` (B, h, w, 3) where there are colours, `image` (B, H, W, 3) in [0, 1]
+        and `image_idx` (B,); where not all is a target also `valid_mask` (B, H, W, 1), 1 or 0, and `latent_weight`
+        (B, h, w, 1).
         """
         height, width = self.sizes[indices[0]]
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
@@ -169,7 +173,7 @@ class LatentSplit:
         return rays, batch
 
     def random_rays(self, count: int, generator: torch.Generator) -> Batch:
-        """Rays (R,) and {"latent": (R, c)}, and `latent_weight` (R, 1), of R latent pixels from anywhere."""
+        """Rays (R,) of latent pixels from anywhere; `latent` (R, c), `colour` and `latent_weight` as in `images`."""
         targets = self._targets
         chosen = torch.randint(len(self.latents if targets is None else targets), (count,), generator=generator)
         return self._latents(chosen if targets is None else targets[chosen.to(targets.device)])
@@ -178,6 +182,8 @@ class LatentSplit:
         """Rays through the centres of latent pixels (...), their latents and weights."""
         pixels = pixels.to(self.latents.device)
         batch = {"latent": self.latents[pixels].float()}
+        if self.colours is not None:
+            batch["colour"] = self.colours[pixels].float()
         if self.weights is not None:
             batch["latent_weight"] = self.weights[pixels][..., None]
         first = self._first.to(pixels.device)

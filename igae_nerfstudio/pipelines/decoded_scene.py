@@ -41,6 +41,8 @@ class RenderedView:
     """(H, W, 1), opacity in [0, 1]."""
     latent: Tensor | None = None
     """(h, w, c), what was decoded: normalised latents of the pixel size of training. None for RGB methods."""
+    colour: Tensor | None = None
+    """(H, W, 3) in [0, 1], the scene's own colours, averaged over latent pixels. None without a colour head."""
 
 
 @dataclass
@@ -82,20 +84,29 @@ class DecodedScene(Model):
         normalizer: y <-> z.
         architecture: the autoencoder's diffusers config as JSON, stored in the checkpoint.
         downscale: l.
+        colour_head: the scene renders three more channels, averaged colours.
     """
 
     focal_range: Tensor
     """(2,): smallest and largest `pixels_per_radian` of the training cameras, a pinhole's focal lengths."""
 
     def __init__(
-        self, scene: Any, decoder: Decoder, normalizer: LatentNormalizer, architecture: str, downscale: int
+        self,
+        scene: Any,
+        decoder: Decoder,
+        normalizer: LatentNormalizer,
+        architecture: str,
+        downscale: int,
+        colour_head: bool = False,
     ) -> None:
         super().__init__(scene.config, scene.scene_box, scene.num_train_data)
         self.scene: Any = scene  # Nerfstudio's model under a `LatentModel`
         # channels_last: a quarter faster on CPUs, and on tensor cores
         self.decoder: Decoder = decoder.to(memory_format=torch.channels_last)
         self.normalizer = normalizer
-        self.preview = LatentPreview(scene.config.latent_channels)
+        self.colour_normalizer = LatentNormalizer(3) if colour_head else None
+        self.latent_channels = len(normalizer.mean)
+        self.preview = LatentPreview(self.latent_channels)
         self.architecture = architecture
         self.downscale = downscale
         self.viewer_state = ViewerState()
@@ -107,11 +118,11 @@ class DecodedScene(Model):
     # What is in a checkpoint beside the weights ---------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        channels = self.scene.config.latent_channels
         return {
             "autoencoder": self.architecture,
             "downscale": self.downscale,
-            "latent_channels": channels,
+            "latent_channels": self.latent_channels,
+            "colour_head": self.colour_normalizer is not None,
             "version": __version__,
         }
 
@@ -124,6 +135,13 @@ class DecodedScene(Model):
         """Remember the pixel sizes at which the decoder is trained."""
         focals = pixels_per_radian(cameras).float()
         self.focal_range.copy_(torch.stack([focals.min(), focals.max()]))
+
+    def targets(self, latents: Tensor, colours: Tensor | None = None) -> Tensor:
+        """What the scene is to render, (..., c) or (..., c + 3): normalised latents (..., c) and colours (..., 3)."""
+        if self.colour_normalizer is None:
+            return self.normalizer.normalize(latents)
+        assert colours is not None
+        return torch.cat([self.normalizer.normalize(latents), self.colour_normalizer.normalize(colours)], dim=-1)
 
     def decode(
         self,
@@ -150,7 +168,7 @@ class DecodedScene(Model):
 
     @cached_property
     def _decoder_margin(self) -> int | None:
-        return decoder_margin(self.decoder, self.scene.config.latent_channels, SEAMLESS)
+        return decoder_margin(self.decoder, self.latent_channels, SEAMLESS)
 
     @torch.no_grad()
     def render(
@@ -165,12 +183,23 @@ class DecodedScene(Model):
         rays = finite_rays(view.camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box), view.camera)
         outputs = self.scene.get_outputs_for_camera_ray_bundle(rays)
         geometry = enlarged_geometry(outputs["depth"], outputs["accumulation"], self.downscale)
-        rgb = self.decode(outputs["latent"][None], decoder=decoder).permute(0, 3, 1, 2).float().clamp(0, 1)
+        latent, colour = outputs["latent"][..., : self.latent_channels], outputs["latent"][..., self.latent_channels :]
+        rgb = self.decode(latent[None], decoder=decoder).permute(0, 3, 1, 2).float().clamp(0, 1)
+        if self.colour_normalizer is not None:
+            coarse = self.colour_normalizer.denormalize(colour).permute(2, 0, 1)[None]
+            rgb = torch.cat([rgb, F.interpolate(coarse, scale_factor=self.downscale, mode="bilinear")], dim=1)
         rgb, geometry = (view.resample(image)[0].permute(1, 2, 0) for image in (rgb, geometry))
-        return RenderedView(rgb.clamp(0, 1), geometry[..., :1], geometry[..., 1:].clamp(0, 1), outputs["latent"])
+        return RenderedView(
+            rgb[..., :3].clamp(0, 1),
+            geometry[..., :1],
+            geometry[..., 1:].clamp(0, 1),
+            latent,
+            None if self.colour_normalizer is None else rgb[..., 3:].clamp(0, 1),
+        )
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
-        """`rgb` (H, W, 3), `depth` (H, W, 1), `accumulation` (H, W, 1) and `latent` (H, W, 3) of a camera."""
+        """`rgb` (H, W, 3), `depth` (H, W, 1), `accumulation` (H, W, 1) and `latent` (H, W, 3) of a camera; with a
+        colour head also `rgb_coarse` (H, W, 3)."""
         shown = self.viewer_state
         view = self.render(camera, obb_box, shown.decoder)
         assert view.latent is not None
@@ -184,12 +213,13 @@ class DecodedScene(Model):
             ((torch.arange(n, device=preview.device) + 0.5) * (m / n)).long().clamp(max=m - 1)
             for n, m in zip((height, width), preview.shape[-2:])
         )
-        return {
+        outputs = {
             "rgb": view.rgb,
             "depth": view.depth,
             "accumulation": view.accumulation,
             "latent": preview[0][:, rows][:, :, columns].permute(1, 2, 0),
         }
+        return outputs if view.colour is None else {**outputs, "rgb_coarse": view.colour}
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:

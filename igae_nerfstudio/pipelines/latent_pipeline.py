@@ -76,6 +76,13 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     regularize_alignment: bool = True
     """Keep the method's regularisers (TV, interlevel, distortion, coarse loss) in the second phase. Without them
     proposal and coarse networks get no gradient there; equation 3 is written without them."""
+    colour_head: bool = False
+    """The scene renders three more channels, the photos' colours averaged over the l x l pixels of a latent pixel.
+    Photos of a place agree where its latents do not, so the scene finds its geometry (not in the paper)."""
+    colour_weight: float = 4.0
+    """Weight of the squared error of a colour channel, in latent supervision; a latent channel has 1."""
+    alignment_colour_weight: float = 1.0
+    """Weight of the mean squared error of the normalised colours in RGB alignment."""
     latent_normalization: LatentNormalization = "standardize"
     """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
     the authors' `tanh(0.02 z)`, or not at all."""
@@ -95,7 +102,8 @@ class LatentPipelineConfig(VanillaPipelineConfig):
         assert autoencoder.architecture is not None
         latent_channels, _ = architecture_shape(autoencoder.architecture)
         model: Any = config.model
-        return replace(config, autoencoder=autoencoder, model=model.resolved(config.preset, latent_channels))
+        channels = latent_channels + (3 if config.colour_head else 0)
+        return replace(config, autoencoder=autoencoder, model=model.resolved(config.preset, channels))
 
     def schedule(self) -> TwoPhaseSchedule:
         """The two phases; raises InputError where they make no sense."""
@@ -156,21 +164,25 @@ class LatentPipeline(VanillaPipeline):
             decoder = decoder_from_architecture(architecture)
         normalizer = LatentNormalizer(latent_channels, self.config.latent_normalization)
         # The abstract methods about losses and metrics are the pipeline's here.
-        return DecodedScene(scene, decoder, normalizer, architecture, downscale)  # type: ignore[abstract]
+        return DecodedScene(  # type: ignore[abstract]
+            scene, decoder, normalizer, architecture, downscale, self.config.colour_head
+        )
 
     def _encode_photos(self) -> None:
         """Encode the training photos and fit everything that is fixed for the scene."""
         assert self.autoencoder is not None
         with first_process_first():
-            split = self.datamanager.encode(self.autoencoder, self.schedule)
+            split = self.datamanager.encode(self.autoencoder, self.schedule, self.config.colour_head)
         model, cameras = self.model, self.datamanager.train_dataset.cameras
-        latents = split.sample()
+        latents, colours = split.sample()
         model.normalizer.fit(latents)
+        if model.colour_normalizer is not None and colours is not None:
+            model.colour_normalizer.fit(colours)
         model.preview.fit(model.normalizer.normalize(latents))
         model.set_training_cameras(cameras)
         model.scene.set_training_cameras(cameras)
-        background = self.autoencoder.encode_colour(self.datamanager.train_dataset.background_colour)
-        model.scene.set_background(model.normalizer.normalize(background.to(self.device)))
+        colour = self.datamanager.train_dataset.background_colour.to(self.device)
+        model.scene.set_background(model.targets(self.autoencoder.encode_colour(colour).to(self.device), colour))
 
     # Training ------------------------------------------------------------------------------------------------
 
@@ -194,20 +206,35 @@ class LatentPipeline(VanillaPipeline):
         Equation 2 has gradients to the scene alone, equation 3 to scene and decoder.
         """
         scene = self.model.scene
-        encoded = self.model.normalizer.normalize(batch["latent"])  # z_p
+        encoded = self.model.targets(batch["latent"], batch.get("colour"))  # z_p
         target = {"latent": encoded.flatten(0, -2)}
         outputs = scene(rays.flatten())  # z~_p = F_theta(p), equation 1
-        compared = (outputs, target) if (w := batch.get("latent_weight")) is None else weighted(outputs, target, w)
+        compared = weighted(outputs, target, self._weights(batch))
         if phase is Phase.LATENT_SUPERVISION:
             metrics = scene.get_metrics_dict(outputs, target)
             return outputs, scene.get_loss_dict(*compared, metrics), metrics  # equation 2
 
         rendered = outputs["latent"].view(encoded.shape)
-        decoded = self.model.decode(rendered, size=batch["image"].shape[1:3])  # x~_p = D_psi(z~_p)
+        latents, colours = rendered.tensor_split([self.model.latent_channels], dim=-1)
+        decoded = self.model.decode(latents, size=batch["image"].shape[1:3])  # x~_p = D_psi(z~_p)
         losses = {"rgb_alignment_loss": squared_error(decoded, batch["image"], batch.get("valid_mask"))}  # equation 3
         if self.config.regularize_alignment:
             losses.update(scene.get_regularizers(*compared))
+        if self.config.colour_head:
+            error = squared_error(colours, encoded[..., self.model.latent_channels :], batch.get("latent_weight"))
+            losses["colour_loss"] = self.config.alignment_colour_weight * error
         return outputs, losses, {"psnr": -10 * torch.log10(losses["rgb_alignment_loss"].detach())}
+
+    def _weights(self, batch: dict[str, Any]) -> Tensor | None:
+        """Weights (R, 1), (c + 3,) or (R, c + 3) of the squared errors of rays and channels; None: all are 1."""
+        weights = batch["latent_weight"].reshape(-1, 1) if "latent_weight" in batch else None
+        if self.config.colour_head:
+            channels = torch.ones(self.model.latent_channels + 3, device=self.device)
+            channels[-3:] = self.config.colour_weight
+            weights = channels if weights is None else channels * weights / weights.mean().clamp_min(1e-6)
+        elif weights is not None:
+            weights = weights / weights.mean().clamp_min(1e-6)
+        return weights
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """The scene's groups under the method's own names, and `decoder`."""
@@ -327,6 +354,11 @@ class LatentPipeline(VanillaPipeline):
         if saved is None:
             raise InputError("the checkpoint is not one of a latent NeRF; use the method that trained it")
         mine = self.model.get_extra_state()
+        if saved.get("colour_head", False) != self.config.colour_head:
+            raise InputError(
+                f"the checkpoint was trained {'with' if saved.get('colour_head') else 'without'} a colour head; set "
+                f"--pipeline.colour-head {bool(saved.get('colour_head'))}"
+            )
         for name in ("latent_channels", "downscale", "autoencoder"):
             if saved[name] != mine[name]:
                 differs = "another architecture" if name == "autoencoder" else f"{saved[name]} {name.replace('_', ' ')}"
@@ -363,22 +395,24 @@ def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> 
 
 
 def weighted(
-    outputs: dict[str, Any], target: dict[str, Tensor], weight: Tensor
+    outputs: dict[str, Any], target: dict[str, Tensor], weight: Tensor | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Renders and targets whose squared error is the weighted one: w (y - z)^2 is that of sqrt(w) y and sqrt(w) z.
 
     Args:
         outputs: of the scene model; its latents have names that begin with `latent`.
         target: {"latent": (R, c)}.
-        weight: (..., 1) of the R rays, not negative; only their ratios count.
+        weight: (R, 1), (c,) or (R, c), not negative; None: 1.
     """
-    root = (weight.reshape(-1, 1) / weight.mean().clamp_min(1e-6)).sqrt()
+    if weight is None:
+        return outputs, target
+    root = weight.sqrt()
     scaled = {name: root * value for name, value in outputs.items() if name.startswith("latent")}
     return {**outputs, **scaled}, {"latent": root * target["latent"]}
 
 
 def squared_error(decoded: Tensor, photos: Tensor, valid_mask: Tensor | None = None) -> Tensor:
-    """Equation 3: the mean over images (B, H, W, 3), or over the pixels whose valid_mask (B, H, W, 1) is 1."""
+    """Equation 3: the mean over images (B, H, W, 3), or weighted with a mask (B, H, W, 1)."""
     error = (decoded - photos).square()
     if valid_mask is None:
         return error.mean()

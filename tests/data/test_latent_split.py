@@ -37,7 +37,7 @@ def numbered_split(sizes=SIZES[:2], masks=(None, None, None), weights: torch.Ten
         width=torch.tensor([[-(-size[1] // 8)] for size in sizes]),
         height=torch.tensor([[-(-size[0] // 8)] for size in sizes]),
     )
-    return LatentSplit(Photos(read, len(sizes), 2**20), torch.cat(latents), cameras, DOWNSCALE, weights)
+    return LatentSplit(Photos(read, len(sizes), 2**20), torch.cat(latents), cameras, DOWNSCALE, weights=weights)
 
 
 def pixels_of(rays) -> torch.Tensor:
@@ -107,7 +107,7 @@ def test_masked_pixels_are_no_targets() -> None:
     _, batch = split.random_rays(500, torch.Generator().manual_seed(0))
     place = (48 * batch["latent"][:, 0] + 6 * batch["latent"][:, 1] + batch["latent"][:, 2]).long()
     assert int(place.min()) >= 20 and torch.equal(batch["latent_weight"][:, 0], weights[place])
-    assert len(split.sample()) == int((weights > 0).sum()) and len(split.sample(most=30)) <= 30
+    assert len(split.sample()[0]) == int((weights > 0).sum()) and len(split.sample(most=30)[0]) <= 30
 
 
 @pytest.mark.parametrize("sizes", [[7], [5, 3, 1], [4, 4]])
