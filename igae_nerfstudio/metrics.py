@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
 from igae_nerfstudio.console import warn
+from igae_nerfstudio.errors import InputError, one_line
 
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window in pixels; smaller pictures have no SSIM."""
@@ -76,3 +79,34 @@ class ImageMetrics:
                     f"put alexnet-owt-7be5be79.pth into {torch.hub.get_dir()}/checkpoints to have it."
                 )
         return None if self._lpips is None else self._lpips.to(device)
+
+
+class PerceptualLoss(nn.Module):
+    """LPIPS (Zhang et al. 2018) with AlexNet, frozen; L_p of equation 10.
+
+    Raises:
+        InputError: its weights are neither in torch's cache nor can be fetched.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            import lpips
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it calls torchvision in an older way
+                self.network: nn.Module = lpips.LPIPS(net="alex", verbose=False)
+        except Exception as error:
+            raise InputError(
+                f"the perceptual loss needs AlexNet's weights, which cannot be had ({one_line(error)}); fetch them "
+                "once where there is a network, or set its weight to 0"
+            ) from error
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> PerceptualLoss:
+        """Always in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The mean distance of images (B, 3, H, W) about [0, 1]; gradient to `images`."""
+        return self.network(2 * images - 1, 2 * targets - 1).mean()

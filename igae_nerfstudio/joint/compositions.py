@@ -26,13 +26,14 @@ from igae_nerfstudio.files import job_folder
 from igae_nerfstudio.joint.config import IGAEConfig, ManyScenesConfig
 from igae_nerfstudio.joint.latent_basis import rescale_latents
 from igae_nerfstudio.joint.model import JointModel
-from igae_nerfstudio.joint.objectives import JointObjective, LatentSupervision, PerceptualLoss
+from igae_nerfstudio.joint.objectives import JointObjective, LatentSupervision
 from igae_nerfstudio.joint.results import SharedBasis, scene_state, write_json, write_scene
 from igae_nerfstudio.joint.run_log import RunLog
 from igae_nerfstudio.joint.scene_data import SceneData
 from igae_nerfstudio.joint.scene_parameters import PlainPlanes, SceneParameters, scene_parameters
 from igae_nerfstudio.joint.trainer import Stage, Trainer
 from igae_nerfstudio.joint.validation import log_validation, validate
+from igae_nerfstudio.metrics import PerceptualLoss
 from igae_nerfstudio.scenes.real_images import RealImages
 from igae_nerfstudio.scenes.scene_views import SceneViews
 from igae_nerfstudio.scenes.view_schedule import ViewSchedule

@@ -6,16 +6,15 @@ T the planes, hence codes and what the scenes share.
 
 from __future__ import annotations
 
-import warnings
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.joint.config import WeightsConfig
 from igae_nerfstudio.joint.model import Batch, JointModel
+from igae_nerfstudio.metrics import PerceptualLoss
 from igae_nerfstudio.rendering.total_variation import plane_variation, total_variation
 
 Losses = dict[str, Tensor]
@@ -131,34 +130,3 @@ def moment_shift(latents: Tensor) -> Tensor:
     the mean over channels of (4 std - 1)^2 + (4 mean - 2)^2. Not in the paper."""
     std, mean = torch.std_mean(latents.flatten(0, -2).float(), dim=0)
     return ((4 * std - 1).square() + (4 * mean - 2).square()).mean()
-
-
-class PerceptualLoss(nn.Module):
-    """L_p of equation 10: LPIPS (Zhang et al. 2018) with AlexNet, frozen.
-
-    Raises:
-        InputError: its weights are neither in torch's cache nor can be fetched.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        try:
-            import lpips
-
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it calls torchvision in an older way
-                self.network: nn.Module = lpips.LPIPS(net="alex", verbose=False)
-        except Exception as error:
-            raise InputError(
-                f"the perceptual loss needs AlexNet's weights, which cannot be had ({one_line(error)}); fetch them "
-                "once where there is a network, or set weights.real_perceptual: 0"
-            ) from error
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> PerceptualLoss:
-        """Always in evaluation mode."""
-        return super().train(False)
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The mean distance of images (B, 3, H, W) about [0, 1]; gradient to `images`."""
-        return self.network(2 * images - 1, 2 * targets - 1).mean()

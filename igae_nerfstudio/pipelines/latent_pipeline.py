@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Type
+from typing import Any, Callable, Literal, Type
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -41,7 +41,7 @@ from igae_nerfstudio.data.latent_datamanager import LatentDataManager, LatentDat
 from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.figures import evaluation_figure
-from igae_nerfstudio.metrics import ImageMetrics
+from igae_nerfstudio.metrics import ImageMetrics, PerceptualLoss
 from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
@@ -83,6 +83,9 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """Weight of the squared error of a colour channel, in latent supervision; a latent channel has 1."""
     alignment_colour_weight: float = 1.0
     """Weight of the mean squared error of the normalised colours in RGB alignment."""
+    perceptual_weight: float = 0.0
+    """Weight of LPIPS (AlexNet) between decoded renders and photos in RGB alignment, after its first third: the
+    squared error alone teaches the decoder to blur what it is not sure of (not in the paper)."""
     latent_normalization: LatentNormalization = "standardize"
     """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
     the authors' `tanh(0.02 z)`, or not at all."""
@@ -139,11 +142,17 @@ class LatentPipeline(VanillaPipeline):
     ) -> None:
         del world_size, local_rank  # no DistributedDataParallel: the trainer averages the gradients
         config = config.resolved()
+        for name in ("colour_weight", "alignment_colour_weight", "perceptual_weight"):
+            if not 0 <= getattr(config, name) < float("inf"):
+                raise InputError(
+                    f"--pipeline.{name.replace('_', '-')} is {getattr(config, name)}; it must be 0 or a positive number"
+                )
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
         self.schedule = config.schedule()
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
         self.autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
         self.image_metrics = ImageMetrics()
+        self._perceptual = None if test_mode != "val" else _perceptual_loss(config.perceptual_weight, device)
         self._model = self._decoded_scene(self._model).to(device)
         if test_mode == "val":
             self._encode_photos()
@@ -189,19 +198,19 @@ class LatentPipeline(VanillaPipeline):
     @profiler.time_function
     def get_train_loss_dict(self, step: int) -> StepResult:
         """One step on B images, or on what its phase takes of larger ones (`LatentDataManager.next_train`)."""
-        return self._losses(self.schedule.phase(step), *self.datamanager.next_train(step))
+        return self._losses(step, *self.datamanager.next_train(step))
 
     @profiler.time_function
     def get_eval_loss_dict(self, step: int) -> StepResult:
         """The same on evaluation images, without gradient."""
         self.eval()
         with torch.no_grad():
-            result = self._losses(self.schedule.phase(step), *self.datamanager.next_eval(step))
+            result = self._losses(step, *self.datamanager.next_eval(step))
         self.train()
         return result
 
-    def _losses(self, phase: Phase, rays: RayBundle, batch: dict[str, Any]) -> StepResult:
-        """The losses of a phase on rays p and their latents z_p (..., c) and photos x_p, as far as these are targets.
+    def _losses(self, step: int, rays: RayBundle, batch: dict[str, Any]) -> StepResult:
+        """The losses of a step's phase on rays p, their latents z_p (..., c) and photos x_p, where these are targets.
 
         Equation 2 has gradients to the scene alone, equation 3 to scene and decoder.
         """
@@ -210,7 +219,7 @@ class LatentPipeline(VanillaPipeline):
         target = {"latent": encoded.flatten(0, -2)}
         outputs = scene(rays.flatten())  # z~_p = F_theta(p), equation 1
         compared = weighted(outputs, target, self._weights(batch))
-        if phase is Phase.LATENT_SUPERVISION:
+        if self.schedule.phase(step) is Phase.LATENT_SUPERVISION:
             metrics = scene.get_metrics_dict(outputs, target)
             return outputs, scene.get_loss_dict(*compared, metrics), metrics  # equation 2
 
@@ -220,6 +229,11 @@ class LatentPipeline(VanillaPipeline):
         losses = {"rgb_alignment_loss": squared_error(decoded, batch["image"], batch.get("valid_mask"))}  # equation 3
         if self.config.regularize_alignment:
             losses.update(scene.get_regularizers(*compared))
+        first_third = self.schedule.latent_supervision_steps + self.schedule.rgb_alignment_steps / 3
+        if self._perceptual is not None and step >= first_third:
+            seen = decoded if "valid_mask" not in batch else decoded.where(batch["valid_mask"] > 0, batch["image"])
+            distance = self._perceptual(*(image.permute(0, 3, 1, 2) for image in (seen, batch["image"])))
+            losses["perceptual_loss"] = self.config.perceptual_weight * distance
         if self.config.colour_head:
             error = squared_error(colours, encoded[..., self.model.latent_channels :], batch.get("latent_weight"))
             losses["colour_loss"] = self.config.alignment_colour_weight * error
@@ -391,6 +405,17 @@ def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> 
             f"The original autoencoder '{config.name_or_path}' is out of reach: latent and autoencoder "
             "metrics are left out. The fine-tuned decoder comes from the checkpoint."
         )
+        return None
+
+
+def _perceptual_loss(weight: float, device: str) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """LPIPS, as a function so that it is no part of a checkpoint; None: not wanted, or its weights are out of reach."""
+    if weight == 0:
+        return None
+    try:
+        return PerceptualLoss().to(device).forward
+    except InputError as error:
+        warn(f"--pipeline.perceptual-weight {weight} has no effect: {error}")
         return None
 
 
