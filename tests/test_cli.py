@@ -29,9 +29,10 @@ def test_what_is_no_command_is_named(capsys: pytest.CaptureFixture) -> None:
     assert "usage: igae COMMAND" in capsys.readouterr().out
 
 
-def test_the_api_is_imported_when_it_is_used() -> None:
+def test_what_is_heavy_is_imported_when_it_is_used() -> None:
     code = (
         "import sys, igae_nerfstudio as i; assert 'torch' not in sys.modules;"
+        "import igae_nerfstudio.method_configs; assert 'diffusers' not in sys.modules;"
         "print([callable(getattr(i, name)) for name in i.__all__ if name != '__version__'])"
     )
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
