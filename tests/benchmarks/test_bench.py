@@ -102,7 +102,8 @@ def test_settings_over_time_are_those_of_the_file(blender_scene: Path, tmp_path:
                 decay = config.pipeline.decoder_lr_decay**config.pipeline.rgb_alignment_steps
                 assert decay == pytest.approx(0.26) and config.pipeline.schedule().total_steps == steps
             else:
-                assert config.pipeline.datamanager.train_num_rays_per_batch == 1024
+                rays = learners[baseline]["pipeline"]["datamanager"]["train_num_rays_per_batch"]
+                assert config.pipeline.datamanager.train_num_rays_per_batch == rays
     for size, base in ((128, 32), (256, 64)):
         config = baselines.trainer_config(cell(blender_scene, tmp_path, "kplanes", over_time=True, size=size))
         assert config.pipeline.model.grid_base_resolution == (base,) * 3
