@@ -1,16 +1,16 @@
 """What sharing buys numerous scenes: quality, bytes and seconds side by side, and what a step costs at 10 to 1,000.
 
-    python scripts/measure_many_scenes.py compare --scenes CITY --output-dir OUT \
-    --variants micro/macro=JOINT:joint plain=JOINT:plain scratch=JOINT:scratch rgb=JOINT:rgb
+    python scripts/measure_many_scenes.py compare --scenes CITY --output-dir OUT \\
+        --variants micro/macro=JOINT:joint plain=JOINT:plain scratch=JOINT:scratch rgb=JOINT:rgb
     python scripts/measure_many_scenes.py scale --output-dir OUT
 
 `compare` learns every new scene in every variant, a scene's variants one after another, so that a part of the scenes
-is a comparison too; run again, it goes on. JOINT is the --output-dir of an `igae-scenes train`. The kinds: `joint`, as
+is a comparison too; run again, it goes on. JOINT is the --output-dir of an `igae scenes train`. The kinds: `joint`, as
 it is; `plain`, without the shared planes, but with the renderer and the start that the joint training gives
 (`as_plain`); `scratch`, plain latent Tri-Planes from noise, which have nothing of it but the scale of the
-latents; `rgb`, plain Tri-Planes of colours from noise (configs/many_scenes/rgb.yaml). `learnt` takes what an
-`igae-scenes fit` has learnt, FOLDER its --output-dir, for instance with fit.train_shared. It writes
-results.json, table.md and comparison.png. `scale` writes scale.json and scale.png.
+latents; `rgb`, plain Tri-Planes of colours from noise (configs/many_scenes/rgb.yaml); `learnt`, what an `igae scenes
+fit` with fit.train_shared has learnt, whose --output-dir then stands in the place of JOINT. It writes results.json,
+table.md and comparison.png. `scale` writes scale.json and scale.png.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def run_comparison(arguments: argparse.Namespace) -> None:
         if kind not in KINDS:
             raise SystemExit(f"variant {item}: after the colon must stand one of {', '.join(KINDS)}")
         if kind == "learnt":
+            if not (Path(folder) / "shared.pt").exists():
+                raise SystemExit(f"variant {item}: no shared.pt in {folder}; fit its scenes with fit.train_shared")
             jobs[name] = (SharedBasis.load(Path(folder)), finished_tasks(Path(folder), arguments.scenes))
             continue
         part = shared_part(Path(folder), kind)
