@@ -49,8 +49,9 @@ class Run:
         pipeline = self.pipeline.eval()
         camera = (camera.reshape((1,)) if camera.shape == () else camera).to(pipeline.device)
         if hasattr(pipeline.model, "render"):  # a latent scene with its decoder
-            view = pipeline.model.render(camera)
-            return RenderedView(**{name: value.cpu() for name, value in vars(view).items()})
+            view: dict[str, Any] = vars(pipeline.model.render(camera))
+            there = {name: value.cpu() for name, value in view.items() if value is not None}
+            return RenderedView(**there)
         outputs = pipeline.model.get_outputs_for_camera(camera)
         fine = "_fine" if "rgb_fine" in outputs else ""  # as Nerfstudio's vanilla NeRF has it
         return RenderedView(*(outputs[name + fine].cpu() for name in ("rgb", "depth", "accumulation")))
@@ -67,7 +68,10 @@ class Run:
         if getattr(self.dataset, "photos_missing", False):
             raise InputError(f"{self.name} cannot be evaluated: the photos of its dataset are gone; put them back")
         views = range(len(self.dataset)) if views is None else views
-        found = [self._metrics(self.render(self.cameras[view : view + 1]).rgb, self.photo(view)) for view in views]
+        found = []
+        for view in views:
+            rendered, mask = self.render(self.cameras[view : view + 1]).rgb, self.dataset[view].get("mask")
+            found.append(self._metrics(rendered, self.photo(view), mask=mask))
         return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}
 
 

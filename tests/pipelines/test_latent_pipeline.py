@@ -75,7 +75,7 @@ def test_rgb_alignment_compares_no_latents_but_those_of_regularisers(
         pipeline = latent_config(method, blender_scene, autoencoder_dir, tmp_path).pipeline.setup(device="cpu")
         rays, batch = pipeline.datamanager.next_train(STEP[Phase.RGB_ALIGNMENT])
         batch["latent"] = batch["latent"] * float("nan")
-        _, losses, _ = pipeline._losses(Phase.RGB_ALIGNMENT, rays, batch)
+        _, losses, _ = pipeline._losses(STEP[Phase.RGB_ALIGNMENT], rays, batch)
         assert all(value.isfinite() for value in losses.values()), method
         assert "rgb_alignment_loss" in losses and not any(name.startswith("latent") for name in losses)
 

@@ -31,7 +31,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> LatentPipeline:
     config.datamanager.latent_cache_dir = folder / "latents"
     pipeline = config.setup(device="cpu").eval()
     split, model = pipeline.datamanager.train_split, pipeline.model
-    latents = model.normalizer.normalize(split.latents[:1].float()).permute(0, 3, 1, 2)
+    latents = model.normalizer.normalize(split.images([0], "cpu")[1]["latent"]).permute(0, 3, 1, 2)
     camera = pipeline.datamanager.train_dataset.cameras[0]
     pose, focal, side = camera.camera_to_worlds, float(camera.fx), float(camera.width)
 
