@@ -69,14 +69,12 @@ class ImageMetrics:
 
     def _load_lpips(self, device: torch.device) -> nn.Module | None:
         if self._lpips is None and not self._lpips_missing:
-            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
             try:
-                self._lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).eval()
-            except Exception as error:
+                self._lpips = PerceptualLoss()
+            except InputError as error:
                 self._lpips_missing = True
                 warn(
-                    f"LPIPS is left out: the weights of its AlexNet cannot be had ({type(error).__name__}); "
+                    f"LPIPS is left out: the weights of its AlexNet cannot be had ({type(error.__cause__).__name__}); "
                     f"put alexnet-owt-7be5be79.pth into {torch.hub.get_dir()}/checkpoints to have it."
                 )
         return None if self._lpips is None else self._lpips.to(device)

@@ -40,8 +40,14 @@ class Run:
 
     def photo(self, view: int) -> Float[Tensor, "height width 3"]:
         """An evaluation photo in [0, 1], on white where it is transparent."""
-        image = self.dataset.get_image_float32(view)
-        return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+        return self._photo_and_mask(view)[0]
+
+    def _photo_and_mask(self, view: int) -> tuple[Tensor, Tensor | None]:
+        """The same, and (H, W, 1) bool, True where it is a target; None: everywhere."""
+        data = self.dataset[view]
+        image = data["image"]
+        photo = image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+        return photo, data.get("mask")
 
     @torch.no_grad()
     def render(self, camera: Cameras) -> RenderedView:
@@ -70,8 +76,8 @@ class Run:
         views = range(len(self.dataset)) if views is None else views
         found = []
         for view in views:
-            rendered, mask = self.render(self.cameras[view : view + 1]).rgb, self.dataset[view].get("mask")
-            found.append(self._metrics(rendered, self.photo(view), mask=mask))
+            photo, mask = self._photo_and_mask(view)
+            found.append(self._metrics(self.render(self.cameras[view : view + 1]).rgb, photo, mask=mask))
         return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}
 
 

@@ -22,6 +22,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 
 from igae_nerfstudio import method_configs
+from igae_nerfstudio.config_files import read_yaml, with_settings
 from igae_nerfstudio.figures import sheet
 from igae_nerfstudio.images import composite, read_image
 
@@ -72,13 +73,11 @@ def train(scene: Path, name: str, args: argparse.Namespace, **parser: Any) -> tu
     config.output_dir, config.experiment_name, config.timestamp = args.output_dir / "runs", name, "run"
     config.vis, config.logging.local_writer.enable = "tensorboard", False
     config.steps_per_eval_batch = config.steps_per_eval_image = 10**9
-    pipeline = config.pipeline
+    settings = read_yaml(ROOT / "benchmarks" / "over_time.yaml")["tensorf"]["latent"]["pipeline"]
+    config.pipeline = pipeline = with_settings(config.pipeline, settings, "over_time.yaml")
     pipeline.latent_supervision_steps, pipeline.rgb_alignment_steps = args.steps
-    pipeline.latent_supervision_lr_factor = pipeline.rgb_alignment_lr_factor = 1.0
     pipeline.decoder_lr_decay = 0.997
     config.optimizers["decoder"]["optimizer"].lr = 1e-3
-    pipeline.model.num_uniform_samples, pipeline.model.num_samples = 40, 20
-    pipeline.model.init_resolution = pipeline.model.final_resolution = 48
     pipeline.datamanager.latent_cache_dir = args.output_dir / "latents"
     pipeline.datamanager.dataparser = NerfstudioDataParserConfig(
         data=scene,

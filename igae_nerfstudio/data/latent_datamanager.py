@@ -260,7 +260,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         downscale = self.autoencoder.downscale
         height, width = (-(-side // downscale) for side in photo.shape[:2])
         if mask is None:
-            return torch.ones(height * width)
+            return torch.ones(1).expand(height * width)  # no memory of its own
         share = F.avg_pool2d(pad_to_multiple(mask[None, None].float(), downscale), downscale)
         return seen_share(share, self.autoencoder.encoder_influence.sqrt().float().cpu())[0, 0].flatten()
 

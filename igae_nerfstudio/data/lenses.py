@@ -96,9 +96,9 @@ def covered_pixels(camera: Cameras, crop_radius: float | None = None) -> Bool[np
     params = _distortion(camera) or (0.0,) * 6
     kind = int(camera.camera_type)
     limit = math.inf
-    if kind in (PERSPECTIVE, FISHEYE) and len(params) == 6:
-        limit = _largest_radius(params[:4], math.pi if kind == FISHEYE else 10.0)
-    if crop_radius is None and (limit == math.inf):
+    if kind in (PERSPECTIVE, FISHEYE):
+        limit = _largest_radius(params[:4], kind == FISHEYE)
+    if crop_radius is None and limit == math.inf:
         return None
     x = np.arange(int(camera.width), dtype=np.float32) + 0.5 - float(camera.cx)
     y = np.arange(int(camera.height), dtype=np.float32)[:, None] + 0.5 - float(camera.cy)
@@ -107,20 +107,18 @@ def covered_pixels(camera: Cameras, crop_radius: float | None = None) -> Bool[np
     return covered if crop_radius is None else covered & (np.hypot(x, y) < crop_radius)
 
 
-def _largest_radius(radial: tuple[float, ...], most: float) -> float:
-    """The distorted radius (tangent of the angle, or the angle of a fisheye) up to which r (1 + k1 r^2 + ...) grows.
+def _largest_radius(radial: tuple[float, ...], fisheye: bool) -> float:
+    """The distorted radius, a tangent or a fisheye's angle, up to which r (1 + k1 r^2 + ...) grows; inf: for ever.
 
     Args:
         radial: k1 to k4.
-        most: the largest undistorted radius that is looked at.
+        fisheye: r is an angle, of no more than pi.
     """
-    if not any(radial):
-        return most if most == math.pi else math.inf
-    r = np.linspace(0, most, 4001)
+    r = np.linspace(0, math.pi if fisheye else 10.0, 4001)
     distorted = r * (1 + sum(k * r ** (2 * i + 2) for i, k in enumerate(radial)))
     grows = np.diff(distorted) > 0
     if grows.all():
-        return float(distorted[-1]) if most == math.pi else math.inf
+        return float(distorted[-1]) if fisheye else math.inf
     return float(distorted[int(np.argmin(grows))])
 
 

@@ -75,7 +75,7 @@ class PhotoDataset(InputDataset):
         cameras = _writable(self.cameras)
         radius = (cameras.metadata or {}).pop("fisheye_crop_radius", None)
         downscaled = self.metadata.get("downscale_factor") or 1
-        self._crop_radii = [None if radius is None else float(radius) / downscaled] * len(self)
+        self._crop_radius = None if radius is None else scale_factor * float(radius) / downscaled
         self._stored: list[tuple[Size, int] | None] = [self._header(path) for path in self.image_filenames]
         self._orientations = self._fit_to_files(cameras, exif_orientation, downscaled)
         self._file_sizes = sizes_of(cameras)
@@ -105,7 +105,7 @@ class PhotoDataset(InputDataset):
             return np.full((height, width, 3), 128, dtype=np.uint8), None
         path, size, orientation = self._checked(image_idx), self._read_sizes[image_idx], self._orientations[image_idx]
         photo = composite(read_image(path, size, orientation), self.background_colour.numpy())
-        mask = covered_pixels(self.cameras[image_idx], self._crop_radii[image_idx])
+        mask = covered_pixels(self.cameras[image_idx], self._crop_radius)
         undistortion = self._undistortions[image_idx]
         if undistortion is not None:
             photo = undistortion.apply(photo)
@@ -197,7 +197,6 @@ class PhotoDataset(InputDataset):
         for index, (width, height) in enumerate(sizes_of(cameras)):
             small = (math.floor(width * scale_factor + 1e-6), math.floor(height * scale_factor + 1e-6))
             set_size(cameras, index, small, (small[0] / width, small[1] / height))
-        self._crop_radii = [None if radius is None else scale_factor * radius for radius in self._crop_radii]
 
     def _crop_to_common_sizes(self) -> None:
         """Crop undistorted photos on the right and below to the smallest of those that were read in one size."""

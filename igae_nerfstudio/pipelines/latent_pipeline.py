@@ -241,13 +241,14 @@ class LatentPipeline(VanillaPipeline):
 
     def _weights(self, batch: dict[str, Any]) -> Tensor | None:
         """Weights (R, 1), (c + 3,) or (R, c + 3) of the squared errors of rays and channels; None: all are 1."""
-        weights = batch["latent_weight"].reshape(-1, 1) if "latent_weight" in batch else None
+        weights = None
+        if "latent_weight" in batch:
+            weights = batch["latent_weight"].reshape(-1, 1)
+            weights = weights / weights.mean().clamp_min(1e-6)
         if self.config.colour_head:
             channels = torch.ones(self.model.latent_channels + 3, device=self.device)
             channels[-3:] = self.config.colour_weight
-            weights = channels if weights is None else channels * weights / weights.mean().clamp_min(1e-6)
-        elif weights is not None:
-            weights = weights / weights.mean().clamp_min(1e-6)
+            weights = channels if weights is None else channels * weights
         return weights
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
