@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,8 @@ def test_300_photos_in_8_gib(tmp_path: Path) -> None:
         folder=str(tmp_path / "capture"),
         autoencoder=str(tmp_path / "autoencoder"),
     )
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    terminal = {**os.environ, "FORCE_COLOR": "1"}  # the progress bar is for terminals
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=terminal, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     print(result.stdout)
     peak = {
