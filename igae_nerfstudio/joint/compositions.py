@@ -144,6 +144,8 @@ def joint_trainer(
         raise InputError(
             f"the autoencoder's downscale {trainable.downscale} does not divide data.view_size {size}; take a multiple"
         )
+    if config.weights.equivariance_picture or config.weights.equivariance_latent:
+        config.transforms.check(size // trainable.downscale)
     with accelerator.local_main_process_first():  # decodes the views once a machine
         data = config.data
         views = SceneViews.open(scenes, size, cache / "views", limit_scenes=data.max_scenes, limit_views=data.max_views)
@@ -186,7 +188,7 @@ def two_stages(
         for number, stage in ((1, config.stage1), (2, config.stage2))
     )
     supervision = LatentSupervision(config.stage1.plane_tv)
-    joint = JointObjective(config.weights, config.sample_posterior, perceptual)
+    joint = JointObjective(config.weights, config.sample_posterior, perceptual, config.transforms)
     return [
         Stage(1, titles[0], config.stage1, supervision, first, after=after),
         Stage(2, titles[1], config.stage2, joint, second, images=True, after=after),
@@ -228,7 +230,8 @@ Autoencoder", section 4). Everything that is needed to repeat it is in `training
     ns-train igae-tensorf --data SCENE --pipeline.autoencoder.name-or-path THIS_FOLDER
 
 Measured, PSNR in dB: of held-out real images (`real_psnr`) and training views (`view_psnr`) through the autoencoder, of
-decoded Tri-Plane renders (`render_psnr`), and of normalised latents, rendered against encoded (`latent_psnr`).
+decoded Tri-Plane renders (`render_psnr`), and of normalised latents, rendered against encoded (`latent_psnr`);
+`warp_psnr` is of real images whose latents are turned by 10 degrees and shifted by half a latent pixel, decoded.
 
 {measured}
 """

@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from igae_nerfstudio.autoencoder.equivariance import Transforms
 from igae_nerfstudio.autoencoder.normalization import LatentNormalization
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.joint.scene_parameters import MicroMacroConfig
@@ -98,6 +99,10 @@ class WeightsConfig:
     deviation. Not in the paper; without it, the encoder lowers L_latent most easily by shrinking all latents."""
     plane_tv: float = 1e-4
     """Total variation of the planes, (p, q) = (2, 2)."""
+    equivariance_picture: float = 0.0
+    """D(T E(x)) against T x, of views and real images x moved by random `transforms` T. Not in the paper."""
+    equivariance_latent: float = 0.0
+    """E(T x) against T E(x), both normalised. Not in the paper."""
 
 
 @dataclass
@@ -109,6 +114,7 @@ class IGAEConfig:
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    transforms: Transforms = field(default_factory=Transforms)
     lr_decay: float = 0.988
     """Factor on all rates per epoch, from 1 at the start of each stage (table 10: 0.988)."""
     latent_normalization: LatentNormalization = "standardize"
@@ -136,8 +142,8 @@ class IGAEConfig:
         if rescaling is not None and not 0 < rescaling <= 1:
             raise InputError(f"stage2.latent_rescaling is {rescaling}; it must be above 0 and at most 1")
         for key, value in vars(self.weights).items():
-            if not value >= 0:
-                raise InputError(f"weights.{key} is {value}; it must be 0 or more")
+            if not 0 <= value < float("inf"):
+                raise InputError(f"weights.{key} is {value}; it must be 0 or a positive number")
 
 
 def _check_stage(name: str, stage: Stage1Config | Stage2Config) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from igae_nerfstudio.autoencoder.equivariance import Transforms, known, masked_error, moved
 from igae_nerfstudio.joint.config import WeightsConfig
 from igae_nerfstudio.joint.model import Batch, JointModel
 from igae_nerfstudio.metrics import PerceptualLoss
@@ -59,12 +60,17 @@ class JointObjective:
         weights: the lambdas.
         sample_posterior: draw latents from the posterior of a variational encoder.
         perceptual: LPIPS, where its weight is not 0.
+        transforms: of the equivariance terms.
     """
 
     def __init__(
-        self, weights: WeightsConfig, sample_posterior: bool = False, perceptual: PerceptualLoss | None = None
+        self,
+        weights: WeightsConfig,
+        sample_posterior: bool = False,
+        perceptual: PerceptualLoss | None = None,
+        transforms: Transforms | None = None,
     ) -> None:
-        self.sample, self.perceptual = sample_posterior, perceptual
+        self.sample, self.perceptual, self.transforms = sample_posterior, perceptual, transforms or Transforms()
         real = weights.real_autoencoding  # the lambda in front of the whole of equation 10
         self.weights = {
             "latent": weights.latent,
@@ -75,13 +81,28 @@ class JointObjective:
             "real_perceptual": real * weights.real_perceptual,
             "real_latent_tv": real * weights.real_latent_tv,
             "real_latent_moments": weights.real_latent_moments,
+            "equivariance_picture": weights.equivariance_picture,
+            "equivariance_latent": weights.equivariance_latent,
         }
+        self.equivariance = bool(weights.equivariance_picture or weights.equivariance_latent)
 
     def __call__(self, model: JointModel, batch: Batch) -> Losses:
         """All terms."""
-        return {**self.scene_losses(model, batch), **self.real_losses(model, batch)}
+        weights, images, real = self.weights, _given(batch.images), batch.real
+        model.update_background()
+        latents = real_latents = None
+        if weights["latent"] or weights["scene_autoencoding"] or self.equivariance:
+            latents = model.encode(images, self.sample)  # z = E(x)
+        if real is not None:
+            real_latents = model.encode(real, self.sample)
+        losses = self.scene_losses(model, batch, latents)
+        if real is not None and real_latents is not None:
+            losses.update(self.real_losses(model, real, real_latents))
+        if self.equivariance and latents is not None:
+            losses.update(self.equivariance_losses(model, (images, real), (latents, real_latents)))
+        return losses
 
-    def scene_losses(self, model: JointModel, batch: Batch) -> Losses:
+    def scene_losses(self, model: JointModel, batch: Batch, latents: Tensor | None) -> Losses:
         """L_3D and L_ae (synth) on views of scenes (equations 5 to 9).
 
         `latent` has gradients to phi, tau and T, `rgb` to psi, tau and T, `scene_autoencoding` to phi and psi,
@@ -89,34 +110,51 @@ class JointObjective:
         """
         weights, images = self.weights, _given(batch.images)
         losses: Losses = {}
-        model.update_background()
-        if weights["latent"] or weights["scene_autoencoding"]:
-            latents = model.encode(images, self.sample)  # z = E(x)
         if weights["latent"] or weights["rgb"]:
             rendered = model.render(batch)  # y~ = R(T, p)
         if weights["latent"]:
-            losses["latent"] = F.mse_loss(rendered, model.normalized(latents))  # equation 6
+            losses["latent"] = F.mse_loss(rendered, model.normalized(_given(latents)))  # equation 6
         if weights["rgb"]:
             losses["rgb"] = F.mse_loss(model.decode_render(rendered), images)  # equation 7
         if weights["scene_autoencoding"]:
-            losses["scene_autoencoding"] = F.mse_loss(model.decode(latents), images)  # equation 9
+            losses["scene_autoencoding"] = F.mse_loss(model.decode(_given(latents)), images)  # equation 9
         if weights["plane_tv"]:
             losses["plane_tv"] = plane_variation(batch.planes)  # equation 14
         return losses
 
-    def real_losses(self, model: JointModel, batch: Batch) -> Losses:
-        """L_ae (real), equation 10, to phi and psi; none where the batch has no real images."""
-        if batch.real is None:
-            return {}
-        latents = model.encode(batch.real, self.sample)
+    def real_losses(self, model: JointModel, real: Tensor, latents: Tensor) -> Losses:
+        """L_ae (real), equation 10, of real images and their latents, to phi and psi."""
         decoded = model.decode(latents)
-        losses = {"real_autoencoding": F.mse_loss(decoded, batch.real)}
+        losses = {"real_autoencoding": F.mse_loss(decoded, real)}
         if self.perceptual is not None:
-            losses["real_perceptual"] = self.perceptual(decoded, batch.real)
+            losses["real_perceptual"] = self.perceptual(decoded, real)
         if self.weights["real_latent_tv"]:
             losses["real_latent_tv"] = total_variation(model.normalized(latents).permute(0, 3, 1, 2), 2, 1)
         if self.weights["real_latent_moments"]:
             losses["real_latent_moments"] = moment_shift(model.real_normalizer.normalize(latents.permute(0, 2, 3, 1)))
+        return losses
+
+    def equivariance_losses(
+        self, model: JointModel, pictures: tuple[Tensor, Tensor | None], encoded: tuple[Tensor, Tensor | None]
+    ) -> Losses:
+        """D(T E(x)) against T x to phi and psi, and E(T x) against T E(x) to phi, over views and real images x.
+
+        Args:
+            pictures: views and real images, (B, 3, H, H) and (n, 3, H, H).
+            encoded: z = E(x) of both.
+        """
+        images, latents = (torch.cat([part for part in parts if part is not None]) for parts in (pictures, encoded))
+        size, side = images.shape[-1], latents.shape[-1]
+        transforms = self.transforms.draw(len(images), side).to(images.device)  # T
+        moved_images, moved_latents = moved(images, transforms).clamp(0, 1), moved(latents.float(), transforms)
+        losses: Losses = {}
+        if self.weights["equivariance_picture"]:
+            decoded = model.decode(moved_latents)
+            losses["equivariance_picture"] = masked_error(decoded, moved_images, known(transforms, size, side)).mean()
+        if self.weights["equivariance_latent"]:
+            both = (model.encode(moved_images, self.sample), moved_latents)
+            first, second = (model.normalized(values).permute(0, 3, 1, 2) for values in both)
+            losses["equivariance_latent"] = masked_error(first, second, known(transforms, side, side)).mean()
         return losses
 
 

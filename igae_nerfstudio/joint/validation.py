@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igae_nerfstudio.autoencoder.equivariance import warp_psnr
 from igae_nerfstudio.console import log
 from igae_nerfstudio.figures import to_uint8
 from igae_nerfstudio.metrics import psnr
@@ -34,12 +35,14 @@ def log_validation(trainer: Trainer, stage: Stage, step: int) -> None:
 @torch.no_grad()
 def validate(data: SceneData) -> dict[str, float]:
     """Means of PSNR in dB: `real_psnr` of held-out real images and `view_psnr` of views through the autoencoder,
-    `render_psnr` of decoded renders, `latent_psnr` of normalised latents."""
+    `warp_psnr` of real images through moved latents (`autoencoder/equivariance.py`), `render_psnr` of decoded renders,
+    `latent_psnr` of normalised latents."""
     result: dict[str, list[float]] = defaultdict(list)
     if data.real is not None:
         for images in data.real.validation_batch(limit=VALIDATION_IMAGES).split(10):
             images = images.to(data.device)
             result["real_psnr"] += psnr(data.model.decode(data.model.encode(images)).clamp(0, 1), images).tolist()
+            result["warp_psnr"] += warp_psnr(data.model.encode, data.model.decode, images).tolist()
     for view in shown_views(data):
         result["view_psnr"].append(float(psnr(view["autoencoded"], view["image"])))
         result["render_psnr"].append(float(psnr(view["decoded"], view["image"])))

@@ -37,6 +37,7 @@ def test_the_papers_table_10() -> None:
     assert (weights.latent, weights.rgb, weights.plane_tv) == (1, 1, 1e-4)
     assert (weights.scene_autoencoding, weights.real_autoencoding) == (0.1, 0.1)
     assert (weights.real_perceptual, weights.real_latent_tv) == (0.1, 1e-4)
+    assert (weights.real_latent_moments, weights.equivariance_picture, weights.equivariance_latent) == (0, 0, 0)
     assert config.latent_normalization == "tanh"  # the weights belong to it
     stage = config.stage2
     assert (stage.views_per_batch, stage.real_per_batch) == (12, 3)
@@ -49,6 +50,7 @@ def test_the_papers_table_10() -> None:
         ("stage3: {}", "no setting 'stage3'; the nearest is 'stage[12]'"),
         ("weights: {latents: 1}", "no setting 'weights.latents'; the nearest is 'weights.latent'"),
         ("weights: {rgb: -1}", "weights.rgb is -1"),
+        ("weights: {equivariance_latent: .inf}", "weights.equivariance_latent is inf"),
         ("stage2: {latent_rescaling: 0}", "stage2.latent_rescaling is 0"),
         ("stage1: {views_per_batch: 7}", "no multiple of stage1.views_per_scene"),
     ],

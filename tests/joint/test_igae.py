@@ -17,6 +17,7 @@ from many_scenes_data import Killed, any_gradient, kill_at, started
 from PIL import Image
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
+from igae_nerfstudio.autoencoder.equivariance import Transforms, known, moved
 from igae_nerfstudio.config_files import read_yaml, with_settings
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.joint.compositions import begin, joint_trainer, train_igae
@@ -32,6 +33,8 @@ TERMS = {  # the parameters that each term teaches (paper, equations 6, 7, 9, 10
     "real_autoencoding": {"encoder", "decoder"},
     "real_latent_tv": {"encoder"},
     "real_latent_moments": {"encoder"},
+    "equivariance_picture": {"encoder", "decoder"},  # not in the paper
+    "equivariance_latent": {"encoder"},
 }
 
 
@@ -95,7 +98,8 @@ def interrupt_at(trainer: Trainer, stage: int, step: int, times: int = 1) -> Non
 
 
 def test_each_term_teaches_what_the_paper_says(data: dict[str, Path], tmp_path: Path) -> None:
-    trainer = started(make_trainer(data, tmp_path, small_config(real_latent_moments=1.0)))
+    ours = {"real_latent_moments": 1.0, "equivariance_picture": 1.0, "equivariance_latent": 1.0}
+    trainer = started(make_trainer(data, tmp_path, small_config(**ours)))
     stage, model = trainer.stages[1], trainer.model
     for term, expected in TERMS.items():
         model.zero_grad()
@@ -133,6 +137,30 @@ def test_terms_switch_off(data: dict[str, Path], tmp_path: Path) -> None:
     stage = trainer.stages[1]
     batch = trainer.batch(stage, 0)
     assert batch.real is None and set(stage.objective(trainer.model, batch)) == {"latent", "rgb", "plane_tv"}
+
+
+def test_equivariance_over_views_and_real_images(data: dict[str, Path], tmp_path: Path) -> None:
+    """Both terms against the definition, one picture at a time."""
+    trainer = started(make_trainer(data, tmp_path, small_config(equivariance_picture=1.0, equivariance_latent=1.0)))
+    stage, model = trainer.stages[1], trainer.model
+    batch = trainer.batch(stage, 0)
+    torch.manual_seed(5)
+    transforms = Transforms().draw(6, 6)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        encoded = (model.encode(batch.images), model.encode(batch.real))
+        losses = stage.objective.equivariance_losses(model, (batch.images, batch.real), encoded)
+        expected: dict[str, list[float]] = {"equivariance_picture": [], "equivariance_latent": []}
+        for picture, matrix in zip(torch.cat([batch.images, batch.real]).split(1), transforms.split(1)):
+            target = moved(picture, matrix).clamp(0, 1)
+            latents = moved(model.encode(picture), matrix)
+            error = (model.decode(latents) - target).square().mean(dim=1)
+            expected["equivariance_picture"].append(float(error[known(matrix, 48, 6)[:, 0] > 0].mean()))
+            error = (model.normalized(model.encode(target)) - model.normalized(latents)).square().mean(dim=-1)
+            expected["equivariance_latent"].append(float(error[known(matrix, 6, 6)[:, 0] > 0].mean()))
+    assert {name: float(value) for name, value in losses.items()} == pytest.approx(
+        {name: sum(values) / 6 for name, values in expected.items()}, rel=1e-4
+    )
 
 
 def test_latents_and_background_are_the_encoders_own(data: dict[str, Path], tmp_path: Path) -> None:
@@ -246,7 +274,7 @@ def test_the_result_is_an_autoencoder_that_has_changed(data: dict[str, Path], tm
     assert not torch.equal(weights_of(folder), weights_of(data["autoencoder"]))
     facts = json.loads((folder / "training.json").read_text())
     assert facts["scenes"] == ["a", "b", "c"] and facts["config"]["stage2"]["epochs"] == 2
-    assert set(facts["psnr"]) == {"real_psnr", "view_psnr", "render_psnr", "latent_psnr"}
+    assert set(facts["psnr"]) == {"real_psnr", "warp_psnr", "view_psnr", "render_psnr", "latent_psnr"}
 
 
 TWO_PROCESSES = """
@@ -302,6 +330,10 @@ def test_bad_input(data: dict[str, Path], tmp_path: Path) -> None:
     config = small_config()
     config.data.view_size = 44
     with pytest.raises(InputError, match="downscale 8 does not divide data.view_size 44"):
+        make_trainer(data, tmp_path, config)
+    config = small_config()
+    config.weights.equivariance_latent, config.transforms.shift = 1.0, 4.0
+    with pytest.raises(InputError, match="transforms.shift is 4.0 latent pixels; it must be from 0 to 1.5"):
         make_trainer(data, tmp_path, config)
     config = small_config()
     config.stage2.real_per_batch = 400
