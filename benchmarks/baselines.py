@@ -27,6 +27,7 @@ from igae_nerfstudio.engine.trainer import default_device
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.models.instant_ngp import MarchedNGPConfig, RGBInstantNGPConfig
 from igae_nerfstudio.models.tensorf import RGBTensoRFConfig
+from igae_nerfstudio.presets import QUICK, with_quick_settings
 
 RGB_RAYS = 4096
 """Rays of an RGB step, as in Nerfstudio's TensoRF (vanilla NeRF: 1,024; Instant-NGP: as many as have 2^18 samples)."""
@@ -76,24 +77,30 @@ def rgb_config(cell: Cell, latent: Any) -> Any:
 
 
 def learning_fast(config: Any, cell: Cell) -> Any:
-    """The config with the settings of `over_time.yaml`, and schedules that end with its last step."""
-    where, settings, steps = str(OVER_TIME), read_yaml(OVER_TIME)[cell.method][cell.baseline], steps_of(cell)
-    for entries in (settings["pipeline"], settings.get("from_256_pixels", {}) if cell.size >= 256 else {}):
+    """The config with the preset `quick` or, in RGB, the settings of `over_time.yaml`, and schedules that end with its
+    last step."""
+    where, settings, steps = str(OVER_TIME), read_yaml(OVER_TIME)[cell.method].get(cell.baseline, {}), steps_of(cell)
+    for entries in (settings.get("pipeline", {}), settings.get("from_256_pixels", {}) if cell.size >= 256 else {}):
         config.pipeline = with_settings(config.pipeline, entries, where)
+    if cell.baseline == "latent":
+        config.pipeline.preset = "quick"
+        config.pipeline.latent_supervision_steps, config.pipeline.rgb_alignment_steps = steps
+        return with_quick_settings(config)
     for name, group in config.optimizers.items():
         for part, entries in settings.get("optimizers", {}).get(name, {}).items():
             group[part] = with_settings(group[part], entries, where)
         if group["scheduler"] is not None:
             group["scheduler"].max_steps = sum(steps)
-    if cell.baseline == "latent":
-        config.pipeline.latent_supervision_steps, config.pipeline.rgb_alignment_steps = steps
-        config.pipeline.decoder_lr_decay = 0.26 ** (1 / steps[1])
     return config
 
 
 def steps_of(cell: Cell) -> list[int]:
     """Steps of a training over time: RGB's, or those of latent supervision and of RGB alignment."""
-    steps = read_yaml(OVER_TIME)[cell.method][cell.baseline]["steps"]
+    if cell.baseline == "latent":
+        quick = read_yaml(QUICK)[f"igae-{cell.method}"]["pipeline"]
+        steps = [quick["latent_supervision_steps"], quick["rgb_alignment_steps"]]
+    else:
+        steps = read_yaml(OVER_TIME)[cell.method][cell.baseline]["steps"]
     return [max(1, round(cell.quality * count)) for count in steps]
 
 

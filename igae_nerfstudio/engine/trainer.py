@@ -33,6 +33,7 @@ from igae_nerfstudio.engine.processes import AveragedOptimizers, same_everywhere
 from igae_nerfstudio.engine.progress import PhaseProgress
 from igae_nerfstudio.errors import InputError, reported_in_one_line
 from igae_nerfstudio.files import append_json_line, keep_json_lines, write_atomically
+from igae_nerfstudio.presets import with_quick_settings
 
 if TYPE_CHECKING:
     from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline, LatentPipelineConfig
@@ -221,7 +222,10 @@ class LatentTrainerConfig(SafeTrainerConfig):
         Raises:
             InputError: a setting cannot be used.
         """
-        pipeline = cast("LatentPipelineConfig", self.pipeline).resolved()
+        config: Any = replace(self, pipeline=cast("LatentPipelineConfig", self.pipeline).with_file())
+        if config.pipeline.preset == "quick":
+            config = with_quick_settings(config)
+        pipeline = config.pipeline.resolved()
         total = pipeline.schedule().total_steps
         if not 0 <= self.max_num_iterations <= total:
             raise InputError(
@@ -230,7 +234,7 @@ class LatentTrainerConfig(SafeTrainerConfig):
             )
         datamanager = replace(pipeline.datamanager, scene_record=self.get_base_dir() / "scene.pt")
         return replace(
-            self,
+            config,
             pipeline=replace(pipeline, datamanager=datamanager),
             max_num_iterations=self.max_num_iterations or total,
         )

@@ -59,8 +59,9 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """The latent space."""
     datamanager: LatentDataManagerConfig = field(default_factory=LatentDataManagerConfig)
     """The data."""
-    preset: Literal["paper", "fast"] = "paper"
-    """Size of the scene model where its own options do not say it; `fast`: no larger than latents need."""
+    preset: Literal["paper", "fast", "quick"] = "paper"
+    """Size of the scene model where its own options do not say it; `fast`: no larger than latents need. `quick`: the
+    same, and `ns-train` takes phases and learning rates for minutes on a CPU where you set none (`quick.yaml`)."""
     settings: Path | None = None
     """YAML file of settings of this group, such as configs/latent_nerf/official.yaml; they win over all others."""
     latent_supervision_steps: int = 10_000
@@ -90,6 +91,12 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
     the authors' `tanh(0.02 z)`, or not at all."""
 
+    def with_file(self) -> LatentPipelineConfig:
+        """A copy with the settings of the file, if there is one."""
+        if self.settings is None:
+            return self
+        return with_settings(replace(self, settings=None), read_yaml(self.settings), str(self.settings))
+
     def resolved(self) -> LatentPipelineConfig:
         """A copy in which the settings file, the preset and the autoencoder's architecture are filled in.
 
@@ -98,15 +105,14 @@ class LatentPipelineConfig(VanillaPipelineConfig):
         Raises:
             InputError: the settings file or the autoencoder cannot be used.
         """
-        config = self
-        if self.settings is not None:
-            config = with_settings(replace(self, settings=None), read_yaml(self.settings), str(self.settings))
+        config = self.with_file()
         autoencoder = resolve_autoencoder(config.autoencoder)
         assert autoencoder.architecture is not None
         latent_channels, _ = architecture_shape(autoencoder.architecture)
         model: Any = config.model
         channels = latent_channels + (3 if config.colour_head else 0)
-        return replace(config, autoencoder=autoencoder, model=model.resolved(config.preset, channels))
+        size = "paper" if config.preset == "paper" else "fast"
+        return replace(config, autoencoder=autoencoder, model=model.resolved(size, channels))
 
     def schedule(self) -> TwoPhaseSchedule:
         """The two phases; raises InputError where they make no sense."""
