@@ -116,7 +116,12 @@ def dataparser_config(cell: Cell) -> Any:
     return config
 
 
+def longest_side(cell: Cell) -> int:
+    """Pixels along the longer side of the scene's largest picture."""
+    cameras = dataparser_config(cell).setup().get_dataparser_outputs(split="train").cameras
+    return int(max(cameras.height.max(), cameras.width.max()))
+
+
 def scale_factor(cell: Cell) -> float:
     """On the scene's pictures, for the cell's size; a hair more, so that no side is rounded down below it."""
-    cameras = dataparser_config(cell).setup().get_dataparser_outputs(split="train").cameras
-    return (cell.size + 1e-3) / int(max(cameras.height.max(), cameras.width.max()))
+    return (cell.size + 1e-3) / longest_side(cell)

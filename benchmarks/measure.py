@@ -44,8 +44,8 @@ BEFORE, AFTER = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbac
 class Training:
     """A trainer that is taken through any steps."""
 
-    def __init__(self, config: TrainerConfig) -> None:
-        torch.manual_seed(0)
+    def __init__(self, config: TrainerConfig, seed: int = 0) -> None:
+        torch.manual_seed(seed)
         self.trainer = config.setup()
         with without_lpips():
             self.trainer.setup()
