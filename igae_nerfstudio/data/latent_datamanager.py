@@ -35,7 +35,7 @@ from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.data.dataset_reader import DatasetReaderConfig
 from igae_nerfstudio.data.latent_cache import LatentCache
 from igae_nerfstudio.data.latent_cameras import latent_cameras
-from igae_nerfstudio.data.latent_split import Batch, LatentSplit, Photos, batches_of_one_size
+from igae_nerfstudio.data.latent_split import Batch, LatentSplit, Photos, batches_of_one_size, joined
 from igae_nerfstudio.data.lenses import without_distortion
 from igae_nerfstudio.data.photo_dataset import ExifOrientation, PhotoDataset
 from igae_nerfstudio.data.scene_record import SceneRecordConfig, recorded_dataset, save_scene_record
@@ -76,7 +76,7 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     """Which photos are turned as their EXIF tag says. `fit`: those that fit their cameras only so; `obey`: all that
     have a tag; `ignore`: none."""
     photos_in_memory: float = 1.0
-    """GiB of photos that stay in memory; the others are read again at each step of RGB alignment."""
+    """GiB of photos that stay in memory; the others are read again at steps of RGB alignment and with colour rays."""
     sampling_seed: int = 42
     """Seed of the order of training images."""
     scene_record: Suppress[Path | None] = None
@@ -176,18 +176,31 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     # Encoding ------------------------------------------------------------------------------------------------
 
-    def encode(self, autoencoder: Autoencoder, schedule: TwoPhaseSchedule, colours: bool = False) -> LatentSplit:
+    def encode(
+        self,
+        autoencoder: Autoencoder,
+        schedule: TwoPhaseSchedule,
+        colours: bool = False,
+        colour_rays: int = 0,
+        rays_per_latent_pixel: int = 1,
+    ) -> LatentSplit:
         """Encode the training photos, or find their latents in the cache; comes before the first step.
 
         Args:
             autoencoder: E.
             schedule: which phase a step is in.
             colours: batches have the averaged colours of latent pixels as well.
+            colour_rays: after the rays of latents, batches of latent supervision have so many of random pixels of the
+                step's photos, shared by the processes, and the `pixel_colour` (N, 3) of these. A batch has none where
+                its photos have no targets.
+            rays_per_latent_pixel: K, see `LatentSplit`.
 
         Raises:
             InputError: patches are asked for, and the decoder looks at the whole picture.
         """
         self.autoencoder, self.schedule, self._with_colours = autoencoder, schedule, colours
+        self._colour_rays = -(-colour_rays // self.processes)
+        self._rays_per_latent_pixel = rays_per_latent_pixel
         self.train_split = self._encode(self.train_dataset, "training")
         self.rays_per_step, self.patch_size, self.patch_margin = self._size_of_steps(self.train_split)
         return self.train_split
@@ -253,6 +266,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             self.autoencoder.downscale,
             torch.cat(colours).to(self.device) if colours else None,
             None if all(bool((weight == 1).all()) for weight in weights) else torch.cat(weights).to(self.device),
+            self._rays_per_latent_pixel,
         )
 
     def _weights(self, photo: Tensor, mask: Tensor | None) -> Tensor:
@@ -279,16 +293,23 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
 
     def _batch(self, split: LatentSplit, step: int) -> Batch:
         indices, generator = self._images_of(split.groups, step), self._generator(step)
-        if self.schedule.phase(step) is Phase.LATENT_SUPERVISION and self.rays_per_step:
-            batch = split.random_rays(max(1, self.rays_per_step // self.processes), generator)
-        elif self.schedule.phase(step) is Phase.RGB_ALIGNMENT and self.patch_size:
-            batch = split.patches(indices, self.patch_size, self.patch_margin, generator, self.device)
-            split.photos.expect(self._images_of(split.groups, step + 1))
+        supervision = self.schedule.phase(step) is Phase.LATENT_SUPERVISION
+        colour_rays = self._colour_rays if supervision else 0
+        random = supervision and self.rays_per_step > 0
+        if random:
+            rays, batch = split.random_rays(max(1, self.rays_per_step // self.processes), generator)
+        elif not supervision and self.patch_size:
+            rays, batch = split.patches(indices, self.patch_size, self.patch_margin, generator, self.device)
         else:
-            batch = split.images(indices, self.device)
+            rays, batch = split.images(indices, self.device)
+        if colour_rays:
+            pixel_rays, colours = split.photo_pixels(indices, colour_rays, generator)
+            if len(colours):
+                rays, batch["pixel_colour"] = joined(rays, pixel_rays), colours
+        if colour_rays or not random:
             split.photos.expect(self._images_of(split.groups, step + 1))
-        self._rays_of_last_batch = batch[0].size
-        return batch
+        self._rays_of_last_batch = rays.size
+        return rays, batch
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         everything = [list(range(len(self.eval_dataset)))]

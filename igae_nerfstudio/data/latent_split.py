@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -86,6 +87,8 @@ class LatentSplit:
     """(P, 3) in [0, 1], the photo averaged over the l x l pixels of a latent pixel."""
     weights: Tensor | None = None
     """(P,) in [0, 1], how much of what a latent pixel shows is a target; None: all of it everywhere."""
+    rays_per_pixel: int = 1
+    """K, a square: a latent pixel has the rays (..., K) through the middles of a grid of cells in it, or one (...)."""
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -178,8 +181,28 @@ class LatentSplit:
         chosen = torch.randint(len(self.latents if targets is None else targets), (count,), generator=generator)
         return self._latents(chosen if targets is None else targets[chosen.to(targets.device)])
 
+    def photo_pixels(self, indices: Sequence[int], count: int, generator: torch.Generator) -> tuple[RayBundle, Tensor]:
+        """Rays (N,) through random pixels of these photos, as many of each, and the pixels' colours (N, 3) in [0, 1].
+
+        The rays are those of the photo's own camera, its lens included. Only targets are chosen, so N is `count` unless
+        a photo has none.
+        """
+        images, places, colours = [], [], []
+        for index, share in zip(indices, torch.arange(count).tensor_split(len(indices))):
+            photo, mask = self.photos[index]
+            targets = None if mask is None else mask.flatten().nonzero().flatten()
+            there = photo[..., 0].numel() if targets is None else len(targets)
+            chosen = torch.randint(max(1, there), (len(share) if there else 0,), generator=generator)
+            pixels = chosen if targets is None else targets[chosen]
+            images.append(torch.full_like(pixels, index))
+            places.append(torch.stack([pixels // photo.shape[1], pixels % photo.shape[1]], dim=-1))
+            colours.append(photo.flatten(0, 1)[pixels])
+        device = self.latents.device
+        rays = self._rays(torch.cat(images).to(device), (torch.cat(places) + 0.5).to(device) / self.downscale)
+        return rays, torch.cat(colours).to(device).float() / 255
+
     def _latents(self, pixels: Tensor) -> Batch:
-        """Rays through the centres of latent pixels (...), their latents and weights."""
+        """Rays through latent pixels (...), (...) or (..., K); their latents and weights (...)."""
         pixels = pixels.to(self.latents.device)
         batch = {"latent": self.latents[pixels].float()}
         if self.colours is not None:
@@ -190,8 +213,24 @@ class LatentSplit:
         image = torch.searchsorted(first, pixels, right=True) - 1
         within, width = pixels - first[image], self.cameras.width[image, 0]
         row_and_column = torch.stack([within // width, within % width], dim=-1)
-        rays = self.cameras.generate_rays(image[..., None], row_and_column + 0.5)
-        return finite_rays(rays, self.cameras), batch
+        side = math.isqrt(self.rays_per_pixel)
+        middles = (torch.arange(side, device=pixels.device) + 0.5) / side
+        cells = torch.cartesian_prod(middles, middles)
+        images = image[..., None].expand(*image.shape, len(cells)).squeeze(-1)
+        return self._rays(images, (row_and_column[..., None, :] + cells).squeeze(-2)), batch
+
+    def _rays(self, image: Tensor, coordinates: Tensor) -> RayBundle:
+        """Rays of images (...) through rows and columns (..., 2), in latent pixels."""
+        return finite_rays(self.cameras.generate_rays(image[..., None], coordinates), self.cameras)
+
+
+def joined(first: RayBundle, second: RayBundle) -> RayBundle:
+    """Rays (M,) of all of the first and then of the second, as cameras generate them."""
+    first, second = first.flatten(), second.flatten()
+    names = ("origins", "directions", "pixel_area", "camera_indices")
+    fields = {name: torch.cat([getattr(first, name), getattr(second, name)]) for name in names}
+    norms = torch.cat([rays.metadata["directions_norm"] for rays in (first, second)])
+    return RayBundle(**fields, metadata={"directions_norm": norms})
 
 
 def _window(side: int, size: int, margin: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,13 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """Weight of the squared error of a colour channel, in latent supervision; a latent channel has 1."""
     alignment_colour_weight: float = 1.0
     """Weight of the mean squared error of the normalised colours in RGB alignment."""
+    colour_rays: int = 0
+    """Each step of latent supervision also renders so many random pixels of the step's photos along the rays of the
+    photos' own cameras, and compares the colour head with their colours; `colour_weight` holds for them too (not in
+    the paper; after RLS-NeRF, arXiv 2310.17880)."""
+    rays_per_latent_pixel: int = 1
+    """A rendered latent is the mean of so many rays, through the middles of a square grid of cells of its pixel, in
+    training and whenever the scene is rendered. The paper's one ray aliases: the pixel covers l x l of a photo."""
     perceptual_weight: float = 0.0
     """Weight of LPIPS (AlexNet) between decoded renders and photos in RGB alignment, after its first third: the
     squared error alone teaches the decoder to blur what it is not sure of (not in the paper)."""
@@ -153,6 +160,15 @@ class LatentPipeline(VanillaPipeline):
                 raise InputError(
                     f"--pipeline.{name.replace('_', '-')} is {getattr(config, name)}; it must be 0 or a positive number"
                 )
+        if config.colour_rays < 0 or (config.colour_rays and not config.colour_head):
+            raise InputError(
+                f"--pipeline.colour-rays is {config.colour_rays}; it must be 0 or, with --pipeline.colour-head True, a "
+                "positive number"
+            )
+        if config.rays_per_latent_pixel not in (1, 4, 9, 16):
+            raise InputError(
+                f"--pipeline.rays-per-latent-pixel is {config.rays_per_latent_pixel}; choose 1, 4, 9 or 16"
+            )
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
         self.schedule = config.schedule()
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
@@ -180,14 +196,26 @@ class LatentPipeline(VanillaPipeline):
         normalizer = LatentNormalizer(latent_channels, self.config.latent_normalization)
         # The abstract methods about losses and metrics are the pipeline's here.
         return DecodedScene(  # type: ignore[abstract]
-            scene, decoder, normalizer, architecture, downscale, self.config.colour_head
+            scene,
+            decoder,
+            normalizer,
+            architecture,
+            downscale,
+            self.config.colour_head,
+            self.config.rays_per_latent_pixel,
         )
 
     def _encode_photos(self) -> None:
         """Encode the training photos and fit everything that is fixed for the scene."""
         assert self.autoencoder is not None
         with first_process_first():
-            split = self.datamanager.encode(self.autoencoder, self.schedule, self.config.colour_head)
+            split = self.datamanager.encode(
+                self.autoencoder,
+                self.schedule,
+                self.config.colour_head,
+                self.config.colour_rays,
+                self.config.rays_per_latent_pixel,
+            )
         model, cameras = self.model, self.datamanager.train_dataset.cameras
         latents, colours = split.sample()
         model.normalizer.fit(latents)
@@ -223,11 +251,16 @@ class LatentPipeline(VanillaPipeline):
         scene = self.model.scene
         encoded = self.model.targets(batch["latent"], batch.get("colour"))  # z_p
         target = {"latent": encoded.flatten(0, -2)}
-        outputs = scene(rays.flatten())  # z~_p = F_theta(p), equation 1
+        of_rays = scene(rays.flatten())
+        # z~_p = F_theta(p), equation 1
+        outputs = of_latent_pixels(of_rays, len(target["latent"]), self.config.rays_per_latent_pixel)
         compared = weighted(outputs, target, self._weights(batch))
         if self.schedule.phase(step) is Phase.LATENT_SUPERVISION:
             metrics = scene.get_metrics_dict(outputs, target)
-            return outputs, scene.get_loss_dict(*compared, metrics), metrics  # equation 2
+            losses = scene.get_loss_dict(*compared, metrics)  # equation 2
+            if "pixel_colour" in batch:
+                losses["pixel_loss"] = self._pixel_loss(of_rays["latent"], batch["pixel_colour"])
+            return outputs, losses, metrics
 
         rendered = outputs["latent"].view(encoded.shape)
         latents, colours = rendered.tensor_split([self.model.latent_channels], dim=-1)
@@ -244,6 +277,16 @@ class LatentPipeline(VanillaPipeline):
             error = squared_error(colours, encoded[..., self.model.latent_channels :], batch.get("latent_weight"))
             losses["colour_loss"] = self.config.alignment_colour_weight * error
         return outputs, losses, {"psnr": -10 * torch.log10(losses["rgb_alignment_loss"].detach())}
+
+    def _pixel_loss(self, rendered: Tensor, colours: Tensor) -> Tensor:
+        """Of the colours (N, 3) of photo pixels, whose rays are the last N of those rendered (R, c + 3).
+
+        It is what N rays without latents would add to equation 2, which takes the mean over c + 3 channels: a pixel's
+        colour counts as much as the averaged colour of a latent pixel.
+        """
+        assert self.model.colour_normalizer is not None
+        error = squared_error(rendered[-len(colours) :, -3:], self.model.colour_normalizer.normalize(colours))
+        return self.config.colour_weight * 3 / rendered.shape[-1] * error
 
     def _weights(self, batch: dict[str, Any]) -> Tensor | None:
         """Weights (R, 1), (c + 3,) or (R, c + 3) of the squared errors of rays and channels; None: all are 1."""
@@ -424,6 +467,19 @@ def _perceptual_loss(weight: float, device: str) -> Callable[[Tensor, Tensor], T
     except InputError as error:
         warn(f"--pipeline.perceptual-weight {weight} has no effect: {error}")
         return None
+
+
+def of_latent_pixels(of_rays: dict[str, Any], count: int, each: int) -> dict[str, Any]:
+    """Outputs with the latents of `count` latent pixels, means over the first rays, `each` of a pixel.
+
+    Args:
+        of_rays: of the scene model; its latents have names that begin with `latent`.
+        count: R.
+        each: K.
+    """
+    latents = {name: value for name, value in of_rays.items() if name.startswith("latent")}
+    means = {name: value[: count * each].unflatten(0, (count, each)).mean(dim=1) for name, value in latents.items()}
+    return {**of_rays, **means}
 
 
 def weighted(
