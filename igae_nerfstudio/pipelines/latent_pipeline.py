@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Callable, Literal, Type
+from typing import Any, Callable, Literal, Sequence, Type
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -41,7 +41,7 @@ from igae_nerfstudio.data.latent_datamanager import LatentDataManager, LatentDat
 from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.figures import evaluation_figure
-from igae_nerfstudio.metrics import ImageMetrics, PerceptualLoss
+from igae_nerfstudio.metrics import ImageMetrics, PerceptualLoss, PerceptualNetwork, common_names
 from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
@@ -276,7 +276,7 @@ class LatentPipeline(VanillaPipeline):
 
     @profiler.time_function
     def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Metrics and pictures of one evaluation image."""
+        """Metrics and pictures of one evaluation image; without `lpips_vgg`, which takes long on a CPU."""
         self.eval()
         camera, batch = self.datamanager.next_eval_image(step)
         metrics, images = self._evaluate(camera, batch)
@@ -290,10 +290,10 @@ class LatentPipeline(VanillaPipeline):
     ) -> dict[str, Any]:
         """Metrics over all evaluation images; what `ns-eval` writes.
 
-        `psnr`, `ssim`, `lpips`: decoded render against photo, where that is a target (masks). `latent_psnr`,
-        `latent_ssim`: rendered against encoded latents, normalised, data range 1. `autoencoder_psnr`,
-        `autoencoder_ssim`, `autoencoder_lpips`: photo through the untouched autoencoder, the ceiling. The latter two
-        families need the autoencoder.
+        `psnr`, `ssim`, `lpips` (AlexNet), `lpips_vgg`: decoded render against photo, where that is a target (masks).
+        `latent_psnr`, `latent_ssim`: rendered against encoded latents, normalised, data range 1. `autoencoder_psnr`,
+        `autoencoder_ssim`, `autoencoder_lpips`, `autoencoder_lpips_vgg`: photo through the untouched autoencoder, the
+        ceiling. The latter two families need the autoencoder.
 
         Args:
             step: the training step; None when called by `ns-eval`, which also gets `per_image` by file name.
@@ -314,13 +314,13 @@ class LatentPipeline(VanillaPipeline):
         dataset = loader.input_dataset
         for camera, batch in track(loader, "Evaluating", total=len(dataset), transient=True, console=CONSOLE):
             path = dataset.image_filenames[int(batch["image_idx"])]
-            metrics, images = self._evaluate(camera, batch)
+            metrics, images = self._evaluate(camera, batch, networks=("alex", "vgg"))
             per_image[_unique_name(path, per_image)] = metrics
             if output_path is not None:
                 _save_images(images, output_path, path.stem)
         self.train()
         result: dict[str, Any] = {}
-        for name in next(iter(per_image.values())):
+        for name in common_names(list(per_image.values())):
             values = torch.tensor([metrics[name] for metrics in per_image.values()], dtype=torch.float64)
             result[name] = float(values.mean())
             if get_std:
@@ -331,13 +331,15 @@ class LatentPipeline(VanillaPipeline):
         return result
 
     @torch.no_grad()
-    def _evaluate(self, camera: Cameras, batch: dict[str, Any]) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def _evaluate(
+        self, camera: Cameras, batch: dict[str, Any], networks: Sequence[PerceptualNetwork] = ("alex",)
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics and pictures of one camera and its photo."""
         model, photo = self.model, batch["image"].to(self.device)
         photo = photo if photo.ndim == 3 else photo[0]
         mask = batch["mask"].to(self.device) if "mask" in batch else None
         view = model.render(camera)
-        metrics = self.image_metrics(view.rgb, photo, mask=mask)
+        metrics = self.image_metrics(view.rgb, photo, mask=mask, networks=networks)
         pictures, previews = [photo, view.rgb], [model.preview(view.latent)]
         autoencoded = encoded = None
         if self.autoencoder is not None:
@@ -345,7 +347,7 @@ class LatentPipeline(VanillaPipeline):
             encoded = model.normalizer.normalize(latents[0].permute(1, 2, 0))
             metrics.update(self.image_metrics(view.latent, encoded, prefix="latent_"))
             autoencoded = self.autoencoder.decode(latents, size=tuple(photo.shape[:2]))[0].permute(1, 2, 0)
-            metrics.update(self.image_metrics(autoencoded, photo, prefix="autoencoder_", mask=mask))
+            metrics.update(self.image_metrics(autoencoded, photo, "autoencoder_", mask, networks))
             pictures.append(autoencoded)
             previews.append(model.preview(encoded))
         images = {
