@@ -187,7 +187,7 @@ def measure_quality(cell: Cell) -> dict[str, Any]:
         start = clock()
         training.steps(range(first, end))
         spent += clock() - start
-        curve.append((spent, run.evaluate(views)["psnr"]))
+        curve.append((spent, run.evaluate(views, networks=())["psnr"]))
     picture = seconds_of(lambda: run.render(run.cameras[:1]), 1.0)
     return {"steps": steps, "curve": curve, "metrics": run.evaluate(), "seconds": {"picture": picture}}
 

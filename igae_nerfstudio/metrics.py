@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,24 @@ from igae_nerfstudio.errors import InputError, one_line
 
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window in pixels; smaller pictures have no SSIM."""
+
+PerceptualNetwork = Literal["alex", "vgg"]
+"""The network whose features LPIPS compares."""
+
+
+class _Weights(NamedTuple):
+    metric: str
+    network: str
+    file: str
+
+
+_WEIGHTS: dict[PerceptualNetwork, _Weights] = {
+    "alex": _Weights("lpips", "AlexNet", "alexnet-owt-7be5be79.pth"),
+    "vgg": _Weights("lpips_vgg", "VGG16", "vgg16-397923af.pth"),
+}
+
+LARGEST_VGG_PICTURE = 2_000_000
+"""Pixels of a picture above which `lpips_vgg` is left out: VGG16's features of two such pictures are 5 GB."""
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
@@ -32,24 +51,30 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
 class ImageMetrics:
     """Metrics of pictures (H, W, C) with values in [0, 1].
 
-    LPIPS (AlexNet) is loaded when first used and kept out of every module, hence out of checkpoints. Where its
-    weights cannot be had it is left out, after one line that says so.
+    LPIPS' networks are loaded when first used and kept out of every module, hence out of checkpoints. A network whose
+    weights cannot be had is left out, after one line that says so.
     """
 
     def __init__(self) -> None:
-        self._lpips: nn.Module | None = None
-        self._lpips_missing = False
+        self._lpips: dict[PerceptualNetwork, PerceptualLoss | None] = {}
+        self._said_too_large = False
 
     def __call__(
-        self, prediction: Tensor, target: Tensor, prefix: str = "", mask: Tensor | None = None
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        prefix: str = "",
+        mask: Tensor | None = None,
+        networks: Sequence[PerceptualNetwork] = ("alex",),
     ) -> dict[str, float]:
-        """`psnr`, `ssim` and, of RGB pictures, `lpips`, each with `prefix` before its name.
+        """`psnr`, `ssim` and, of RGB pictures, `lpips` and `lpips_vgg`, each with `prefix` before its name.
 
         Args:
             prediction: (H, W, C).
             target: (H, W, C); PSNR's and SSIM's data range is 1.
             prefix: before the names of the metrics.
             mask: (H, W, 1) bool; where it is False the pictures count as equal, and PSNR is that of the other pixels.
+            networks: of LPIPS: `alex` gives `lpips`, `vgg` gives `lpips_vgg`, for some 20 times the computing time.
         """
         from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -63,42 +88,57 @@ class ImageMetrics:
             channels = zip(prediction.split(1, dim=1), target.split(1, dim=1))  # one at a time: SSIM of 4K takes GiB
             ssim: Any = [structural_similarity_index_measure(*pair, data_range=1.0) for pair in channels]
             metrics["ssim"] = float(torch.stack(ssim).mean())
-        if target.shape[1] == 3 and (lpips := self._load_lpips(target.device)) is not None:
-            metrics["lpips"] = float(lpips(prediction.clamp(0, 1), target.clamp(0, 1)))
+        for network in networks if target.shape[1] == 3 else ():
+            if network == "vgg" and target[0, 0].numel() > LARGEST_VGG_PICTURE:
+                if not self._said_too_large:
+                    warn(f"lpips_vgg is left out: pictures have more than {LARGEST_VGG_PICTURE:,} pixels.")
+                self._said_too_large = True
+            elif (lpips := self._load_lpips(network, target.device)) is not None:
+                metrics[_WEIGHTS[network].metric] = float(lpips(prediction.clamp(0, 1), target.clamp(0, 1)))
         return {prefix + name: value for name, value in metrics.items()}
 
-    def _load_lpips(self, device: torch.device) -> nn.Module | None:
-        if self._lpips is None and not self._lpips_missing:
+    def _load_lpips(self, network: PerceptualNetwork, device: torch.device) -> PerceptualLoss | None:
+        if network not in self._lpips:
             try:
-                self._lpips = PerceptualLoss()
+                self._lpips[network] = PerceptualLoss(network)
             except InputError as error:
-                self._lpips_missing = True
-                warn(
-                    f"LPIPS is left out: the weights of its AlexNet cannot be had ({type(error.__cause__).__name__}); "
-                    f"put alexnet-owt-7be5be79.pth into {torch.hub.get_dir()}/checkpoints to have it."
-                )
-        return None if self._lpips is None else self._lpips.to(device)
+                self._lpips[network] = None
+                warn(f"{_WEIGHTS[network].metric} is left out: {error}")
+        lpips = self._lpips[network]
+        return None if lpips is None else lpips.to(device)
+
+
+def common_names(found: Sequence[dict[str, float]]) -> list[str]:
+    """The metrics that all pictures have: small and very large ones lack some."""
+    return [name for name in found[0] if all(name in metrics for metrics in found)]
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS (Zhang et al. 2018) with AlexNet, frozen; L_p of equation 10.
+    """LPIPS (Zhang et al. 2018), frozen; L_p of equation 10.
+
+    Args:
+        network: `alex` (AlexNet) or `vgg` (VGG16).
 
     Raises:
-        InputError: its weights are neither in torch's cache nor can be fetched.
+        InputError: there is no such network, or its weights can neither be read from torch's cache nor fetched.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, network: PerceptualNetwork = "alex") -> None:
         super().__init__()
+        if network not in _WEIGHTS:
+            raise InputError(f"there is no perceptual network '{network}'; choose one of {', '.join(_WEIGHTS)}")
         try:
             import lpips
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it calls torchvision in an older way
-                self.network: nn.Module = lpips.LPIPS(net="alex", verbose=False)
+                self.network: nn.Module = lpips.LPIPS(net=network, verbose=False)
         except Exception as error:
+            file = Path(torch.hub.get_dir()) / "checkpoints" / _WEIGHTS[network].file
+            remedy = f"delete {file}" if file.exists() else f"put torchvision's {file.name} into {file.parent}"
             raise InputError(
-                f"the perceptual loss needs AlexNet's weights, which cannot be had ({one_line(error)}); fetch them "
-                "once where there is a network, or set its weight to 0"
+                f"the weights of {_WEIGHTS[network].network} for LPIPS cannot be read or fetched "
+                f"({type(error).__name__}: {one_line(error)[:100]}); {remedy}, or run once where there is a network"
             ) from error
         self.requires_grad_(False).eval()
 

@@ -16,7 +16,7 @@ from nerfstudio.utils.eval_utils import eval_setup
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError, one_line
-from igae_nerfstudio.metrics import ImageMetrics
+from igae_nerfstudio.metrics import ImageMetrics, PerceptualNetwork, common_names
 from igae_nerfstudio.pipelines.decoded_scene import RenderedView
 
 
@@ -62,11 +62,15 @@ class Run:
         fine = "_fine" if "rgb_fine" in outputs else ""  # as Nerfstudio's vanilla NeRF has it
         return RenderedView(*(outputs[name + fine].cpu() for name in ("rgb", "depth", "accumulation")))
 
-    def evaluate(self, views: Sequence[int] | None = None) -> dict[str, float]:
-        """`psnr` (dB), `ssim` and, where its weights can be had, `lpips`: means over evaluation views.
+    def evaluate(
+        self, views: Sequence[int] | None = None, networks: Sequence[PerceptualNetwork] = ("alex", "vgg")
+    ) -> dict[str, float]:
+        """`psnr` (dB), `ssim` and, where their weights can be had, `lpips` (AlexNet) and `lpips_vgg`: means over
+        evaluation views.
 
         Args:
             views: indices of the views; by default all.
+            networks: of LPIPS; `vgg` takes long on a CPU (docs/guide.md).
 
         Raises:
             InputError: the dataset of the run is gone.
@@ -77,8 +81,9 @@ class Run:
         found = []
         for view in views:
             photo, mask = self._photo_and_mask(view)
-            found.append(self._metrics(self.render(self.cameras[view : view + 1]).rgb, photo, mask=mask))
-        return {name: sum(metrics[name] for metrics in found) / len(found) for name in found[0]}
+            rendered = self.render(self.cameras[view : view + 1]).rgb
+            found.append(self._metrics(rendered, photo, mask=mask, networks=networks))
+        return {name: sum(metrics[name] for metrics in found) / len(found) for name in common_names(found)}
 
 
 def load_run(folder: Path | str) -> Run:

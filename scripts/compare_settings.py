@@ -40,7 +40,7 @@ from igae_nerfstudio.files import write_atomically  # noqa: E402
 
 PROBED = 6
 """Steps of each phase that are timed, after as many to warm up."""
-METRICS = {"psnr": "{:.2f}", "ssim": "{:.3f}", "lpips": "{:.3f}"}
+METRICS = {"psnr": "{:.2f}", "ssim": "{:.3f}", "lpips": "{:.3f}", "lpips_vgg": "{:.3f}"}
 
 
 @dataclass
@@ -227,7 +227,8 @@ def train_and_evaluate(comparison: Comparison, run: Run, folder: Path) -> None:
         trained.steps(range(first, first + count))
         spent += time.process_time() - begin
         first += count
-        found["metrics"].append(finished.evaluate())
+        networks = ("alex", "vgg") if first == sum(phases) else ("alex",)
+        found["metrics"].append(finished.evaluate(networks=networks))
     begin = time.process_time()
     pictures = [finished.render(finished.cameras[view : view + 1]).rgb for view in comparison.views]
     found["picture_seconds"] = (time.process_time() - begin) / len(pictures)
@@ -263,7 +264,7 @@ def in_own_process(command: Command, run: Run) -> None:
 
 
 def said(metrics: dict[str, float]) -> str:
-    """PSNR, SSIM and LPIPS."""
+    """PSNR, SSIM, LPIPS with AlexNet and with VGG16."""
     return ", ".join(text.format(metrics[name]) for name, text in METRICS.items() if name in metrics)
 
 
@@ -289,7 +290,7 @@ def report(comparison: Comparison, folder: Path) -> str:
                 columns["photo"].append(picture(folder / "runs" / f"{scene}-{view}.png"))
                 for run in runs:
                     columns[run.variant].append(picture(folder / "runs" / f"{run.name}-{view}.png"))
-    lines += ["", "Means over all scenes", "", "| method | variant | runs | PSNR, SSIM, LPIPS |", "|---|---|---|---|"]
+    lines += ["", "Means over all scenes", "", "| method | variant | runs | PSNR, SSIM, LPIPS, LPIPS VGG |", "|---|---|---|---|"]
     for method, variant in product(comparison.methods, comparison.variants):
         ends = [r["metrics"][-1] for run, r in found.items() if (run.method, run.variant) == (method, variant)]
         if ends:

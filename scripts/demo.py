@@ -174,7 +174,7 @@ def main() -> None:
     print(f"\nDone in {time.time() - start:.0f} s, {trained - start:.0f} s of it training.\n")
     labels = {"": "decoded render", "latent_": "rendered latents", "autoencoder_": "autoencoder (ceiling)"}
     for prefix, label in labels.items():
-        found = [(m, results.get(prefix + m)) for m in ("psnr", "ssim", "lpips")]
+        found = [(m, results.get(prefix + m)) for m in ("psnr", "ssim", "lpips", "lpips_vgg")]
         print(f"  {label:22}", "  ".join(f"{m.upper()} {value:.3f}" for m, value in found if value is not None))
     print(f"\n  picture  {sheet}\n  video    {video}\n  metrics  {output / 'metrics.json'}")
     print(f"  viewer   ns-viewer --load-config {config}")

@@ -25,7 +25,7 @@ def test_a_minute_of_training_on_the_demo_scene(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trainer = config.setup()
     trainer.setup()
-    trainer.pipeline.image_metrics._lpips_missing = True
+    trainer.pipeline.image_metrics._lpips = {"alex": None, "vgg": None}
     trainer.train()
     dataset = trainer.pipeline.datamanager.eval_dataset
     model = trainer.pipeline.model.eval()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Callable, Literal, Type
+from typing import Any, Callable, Literal, Sequence, Type
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -41,7 +41,7 @@ from igae_nerfstudio.data.latent_datamanager import LatentDataManager, LatentDat
 from igae_nerfstudio.engine.processes import first_process_first
 from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.figures import evaluation_figure
-from igae_nerfstudio.metrics import ImageMetrics, PerceptualLoss
+from igae_nerfstudio.metrics import ImageMetrics, PerceptualLoss, PerceptualNetwork, common_names
 from igae_nerfstudio.phases import Phase, TwoPhaseSchedule
 from igae_nerfstudio.pipelines.decoded_scene import DecodedScene
 from igae_nerfstudio.pipelines.viewer_panel import ViewerPanel
@@ -92,8 +92,10 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """A rendered latent is the mean of so many rays, through the middles of a square grid of cells of its pixel, in
     training and whenever the scene is rendered. The paper's one ray aliases: the pixel covers l x l of a photo."""
     perceptual_weight: float = 0.0
-    """Weight of LPIPS (AlexNet) between decoded renders and photos in RGB alignment, after its first third: the
-    squared error alone teaches the decoder to blur what it is not sure of (not in the paper)."""
+    """Weight of LPIPS between decoded renders and photos in RGB alignment, after its first third: the squared error
+    alone teaches the decoder to blur what it is not sure of (not in the paper)."""
+    perceptual_network: PerceptualNetwork = "alex"
+    """Whose features that compares: AlexNet's, or VGG16's, which take some ten times the computing time."""
     latent_normalization: LatentNormalization = "standardize"
     """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
     the authors' `tanh(0.02 z)`, or not at all."""
@@ -174,7 +176,7 @@ class LatentPipeline(VanillaPipeline):
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
         self.autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
         self.image_metrics = ImageMetrics()
-        self._perceptual = None if test_mode != "val" else _perceptual_loss(config.perceptual_weight, device)
+        self._perceptual = None if test_mode != "val" else _perceptual_loss(config, device)
         self._model = self._decoded_scene(self._model).to(device)
         if test_mode == "val":
             self._encode_photos()
@@ -325,7 +327,7 @@ class LatentPipeline(VanillaPipeline):
 
     @profiler.time_function
     def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Metrics and pictures of one evaluation image."""
+        """Metrics and pictures of one evaluation image; without `lpips_vgg`, which takes long on a CPU."""
         self.eval()
         camera, batch = self.datamanager.next_eval_image(step)
         metrics, images = self._evaluate(camera, batch)
@@ -339,10 +341,10 @@ class LatentPipeline(VanillaPipeline):
     ) -> dict[str, Any]:
         """Metrics over all evaluation images; what `ns-eval` writes.
 
-        `psnr`, `ssim`, `lpips`: decoded render against photo, where that is a target (masks). `latent_psnr`,
-        `latent_ssim`: rendered against encoded latents, normalised, data range 1. `autoencoder_psnr`,
-        `autoencoder_ssim`, `autoencoder_lpips`: photo through the untouched autoencoder, the ceiling. The latter two
-        families need the autoencoder.
+        `psnr`, `ssim`, `lpips` (AlexNet), `lpips_vgg`: decoded render against photo, where that is a target (masks).
+        `latent_psnr`, `latent_ssim`: rendered against encoded latents, normalised, data range 1. `autoencoder_psnr`,
+        `autoencoder_ssim`, `autoencoder_lpips`, `autoencoder_lpips_vgg`: photo through the untouched autoencoder, the
+        ceiling. The latter two families need the autoencoder.
 
         Args:
             step: the training step; None when called by `ns-eval`, which also gets `per_image` by file name.
@@ -363,13 +365,13 @@ class LatentPipeline(VanillaPipeline):
         dataset = loader.input_dataset
         for camera, batch in track(loader, "Evaluating", total=len(dataset), transient=True, console=CONSOLE):
             path = dataset.image_filenames[int(batch["image_idx"])]
-            metrics, images = self._evaluate(camera, batch)
+            metrics, images = self._evaluate(camera, batch, networks=("alex", "vgg"))
             per_image[_unique_name(path, per_image)] = metrics
             if output_path is not None:
                 _save_images(images, output_path, path.stem)
         self.train()
         result: dict[str, Any] = {}
-        for name in next(iter(per_image.values())):
+        for name in common_names(list(per_image.values())):
             values = torch.tensor([metrics[name] for metrics in per_image.values()], dtype=torch.float64)
             result[name] = float(values.mean())
             if get_std:
@@ -380,13 +382,15 @@ class LatentPipeline(VanillaPipeline):
         return result
 
     @torch.no_grad()
-    def _evaluate(self, camera: Cameras, batch: dict[str, Any]) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def _evaluate(
+        self, camera: Cameras, batch: dict[str, Any], networks: Sequence[PerceptualNetwork] = ("alex",)
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics and pictures of one camera and its photo."""
         model, photo = self.model, batch["image"].to(self.device)
         photo = photo if photo.ndim == 3 else photo[0]
         mask = batch["mask"].to(self.device) if "mask" in batch else None
         view = model.render(camera)
-        metrics = self.image_metrics(view.rgb, photo, mask=mask)
+        metrics = self.image_metrics(view.rgb, photo, mask=mask, networks=networks)
         pictures, previews = [photo, view.rgb], [model.preview(view.latent)]
         autoencoded = encoded = None
         if self.autoencoder is not None:
@@ -394,7 +398,7 @@ class LatentPipeline(VanillaPipeline):
             encoded = model.normalizer.normalize(latents[0].permute(1, 2, 0))
             metrics.update(self.image_metrics(view.latent, encoded, prefix="latent_"))
             autoencoded = self.autoencoder.decode(latents, size=tuple(photo.shape[:2]))[0].permute(1, 2, 0)
-            metrics.update(self.image_metrics(autoencoded, photo, prefix="autoencoder_", mask=mask))
+            metrics.update(self.image_metrics(autoencoded, photo, "autoencoder_", mask, networks))
             pictures.append(autoencoded)
             previews.append(model.preview(encoded))
         images = {
@@ -458,14 +462,14 @@ def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> 
         return None
 
 
-def _perceptual_loss(weight: float, device: str) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _perceptual_loss(config: LatentPipelineConfig, device: str) -> Callable[[Tensor, Tensor], Tensor] | None:
     """LPIPS, as a function so that it is no part of a checkpoint; None: not wanted, or its weights are out of reach."""
-    if weight == 0:
+    if config.perceptual_weight == 0:
         return None
     try:
-        return PerceptualLoss().to(device).forward
+        return PerceptualLoss(config.perceptual_network).to(device).forward
     except InputError as error:
-        warn(f"--pipeline.perceptual-weight {weight} has no effect: {error}")
+        warn(f"--pipeline.perceptual-weight {config.perceptual_weight} has no effect: {error}")
         return None
 
 

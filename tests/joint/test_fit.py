@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test fetches AlexNet."""
-    monkeypatch.setattr(module.ImageMetrics, "_load_lpips", lambda self, device: None)
+    monkeypatch.setattr(module.ImageMetrics, "_load_lpips", lambda *arguments: None)
 
 
 def of_fit(**settings: Any) -> dict[str, Any]:

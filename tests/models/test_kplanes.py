@@ -439,7 +439,7 @@ def test_cuda_step_is_finite(autocast: bool) -> None:
 
 
 def test_metrics_and_pictures_of_an_evaluation_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageMetrics, "_load_lpips", lambda self, device: None)  # loads weights
+    monkeypatch.setattr(ImageMetrics, "_load_lpips", lambda *arguments: None)  # loads weights
     model = make_model(small_config()).eval()
     outputs = {name: torch.rand(16, 12, 1) + 1 for name in ("depth", "prop_depth_0", "prop_depth_1")}
     outputs |= {"rgb": torch.rand(16, 12, 3), "accumulation": torch.rand(16, 12, 1)}

@@ -79,13 +79,23 @@ def test_the_perceptual_term(
 ) -> None:
     """After a third of RGB alignment, on what is a target, and in no checkpoint."""
 
+    networks = []
+
     class Distance(torch.nn.Module):
+        def __init__(self, network: str) -> None:
+            super().__init__()
+            networks.append(network)
+
         def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             assert images.shape[1] == 3
             return (images - targets).abs().mean()
 
     monkeypatch.setattr(latent_pipeline, "PerceptualLoss", Distance)
+    build("tensorf", blender_scene, autoencoder_dir, tmp_path, perceptual_network="vgg")
+    assert not networks  # of a term without weight nothing is loaded
     pipeline = build("tensorf", blender_scene, autoencoder_dir, tmp_path, perceptual_weight=0.5).eval()
+    build("tensorf", blender_scene, autoencoder_dir, tmp_path, perceptual_weight=0.5, perceptual_network="vgg")
+    assert networks == ["alex", "vgg"]
     for step, there in ((2, False), (3, False), (4, True)):
         rays, batch = pipeline.datamanager.next_train(step)
         losses = pipeline._losses(step, rays, batch)[1]
@@ -102,14 +112,13 @@ def test_missing_weights_of_the_perceptual_term_cost_only_that(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def missing() -> None:
-        raise InputError("the perceptual loss needs AlexNet's weights")
+    def missing(network: str) -> None:
+        raise InputError(f"the weights of {network} cannot be had")
 
     monkeypatch.setattr(latent_pipeline, "PerceptualLoss", missing)
     pipeline = build("tensorf", blender_scene, autoencoder_dir, tmp_path, perceptual_weight=0.5)
-    assert (
-        capsys.readouterr().out.count("--pipeline.perceptual-weight 0.5 has no effect: the perceptual loss needs") == 1
-    )
+    message = "--pipeline.perceptual-weight 0.5 has no effect: the weights of alex cannot be had"
+    assert capsys.readouterr().out.count(message) == 1
     assert "perceptual_loss" not in pipeline.get_train_loss_dict(5)[1]
 
 
