@@ -290,7 +290,8 @@ def report(comparison: Comparison, folder: Path) -> str:
                 columns["photo"].append(picture(folder / "runs" / f"{scene}-{view}.png"))
                 for run in runs:
                     columns[run.variant].append(picture(folder / "runs" / f"{run.name}-{view}.png"))
-    lines += ["", "Means over all scenes", "", "| method | variant | runs | PSNR, SSIM, LPIPS, LPIPS VGG |", "|---|---|---|---|"]
+    lines += ["", "Means over all scenes: PSNR, SSIM, LPIPS with AlexNet and with VGG16", ""]
+    lines += ["| method | variant | runs | at the end |", "|---|---|---|---|"]
     for method, variant in product(comparison.methods, comparison.variants):
         ends = [r["metrics"][-1] for run, r in found.items() if (run.method, run.variant) == (method, variant)]
         if ends:
