@@ -87,7 +87,7 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """Weight of LPIPS between decoded renders and photos in RGB alignment, after its first third: the squared error
     alone teaches the decoder to blur what it is not sure of (not in the paper)."""
     perceptual_network: PerceptualNetwork = "alex"
-    """Whose features that compares: AlexNet's, or VGG16's, which take some ten times the computing time."""
+    """Whose features that compares: AlexNet's, or VGG16's, which take some 20 times the computing time."""
     latent_normalization: LatentNormalization = "standardize"
     """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
     the authors' `tanh(0.02 z)`, or not at all."""
