@@ -331,7 +331,10 @@ def psnr_over_time(work: Work, what: str, cell: Any, seconds: float) -> Values:
     from igae_nerfstudio.metrics import psnr
     from igae_nerfstudio.runs import Run
 
-    training = Training(trainer_config(cell))
+    config: Any = trainer_config(cell)
+    if work.tiny and hasattr(config.pipeline.model, "grid_resolution"):  # an occupancy grid, filled at the start
+        config.pipeline.model.grid_resolution = 16
+    training = Training(config)
     test_split = dataparser_config(cell).setup().get_dataparser_outputs(split="test")
     run = Run(what, training.pipeline, PhotoDataset(test_split, scale_factor(cell)))
     views = [0] if work.tiny else range(0, len(run.cameras), -(-len(run.cameras) // CURVE_VIEWS))
@@ -361,7 +364,7 @@ PARTS: dict[str, tuple[Callable[[Work], None], float]] = {
     "machine": (machine, 3),  # nerfacc compiles for minutes
     "tests": (tests, 1.5),
     "train": (train, 1),
-    "viewer": (viewer, 1.5),
+    "viewer": (viewer, 2.5),
     "bench": (bench, 2.5),
     "quality": (quality, 1.5),  # for each method
 }
@@ -403,8 +406,8 @@ def run(part: str, methods: Sequence[str], device: str, seconds: float, log: Pat
                 row = json.loads(line)
                 results.setdefault(row.pop("what"), {}).update(row)
         imported = json.loads(wheels.read_text()) if wheels.exists() else {}
-    entry = {"part": " ".join([part, *methods]), "ended": ended, "seconds": round(time.monotonic() - start, 1)}
-    return {**entry, "results": results, "imported": imported}
+    name, spent = f"{part} {methods[0]}" if len(methods) == 1 else part, round(time.monotonic() - start, 1)
+    return {"part": name, "ended": ended, "seconds": spent, "results": results, "imported": imported}
 
 
 def imported() -> dict[str, str]:

@@ -85,8 +85,3 @@ def test_damaged_and_wrong_weights(
         PerceptualLoss(network)
     message = str(error.value)
     assert f"delete {path}" in message and "\n" not in message and len(message) < 400 + len(str(path))
-
-
-def test_an_unknown_network() -> None:
-    with pytest.raises(InputError, match="no perceptual network 'squeeze'; choose one of alex, vgg"):
-        PerceptualLoss("squeeze")  # type: ignore[arg-type]

@@ -92,10 +92,8 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """A rendered latent is the mean of so many rays, through the middles of a square grid of cells of its pixel, in
     training and whenever the scene is rendered. The paper's one ray aliases: the pixel covers l x l of a photo."""
     perceptual_weight: float = 0.0
-    """Weight of LPIPS between decoded renders and photos in RGB alignment, after its first third: the squared error
-    alone teaches the decoder to blur what it is not sure of (not in the paper)."""
-    perceptual_network: PerceptualNetwork = "alex"
-    """Whose features that compares: AlexNet's, or VGG16's, which take some ten times the computing time."""
+    """Weight of LPIPS (AlexNet) between decoded renders and photos in RGB alignment, after its first third: the
+    squared error alone teaches the decoder to blur what it is not sure of (not in the paper)."""
     latent_normalization: LatentNormalization = "standardize"
     """How latents are mapped to what the scene renders: per channel to mean 1/2 and standard deviation 1/4, by
     the authors' `tanh(0.02 z)`, or not at all."""
@@ -176,7 +174,7 @@ class LatentPipeline(VanillaPipeline):
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
         self.autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
         self.image_metrics = ImageMetrics()
-        self._perceptual = None if test_mode != "val" else _perceptual_loss(config, device)
+        self._perceptual = None if test_mode != "val" else _perceptual_loss(config.perceptual_weight, device)
         self._model = self._decoded_scene(self._model).to(device)
         if test_mode == "val":
             self._encode_photos()
@@ -462,14 +460,14 @@ def _autoencoder_for(config: AutoencoderConfig, device: str, test_mode: str) -> 
         return None
 
 
-def _perceptual_loss(config: LatentPipelineConfig, device: str) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _perceptual_loss(weight: float, device: str) -> Callable[[Tensor, Tensor], Tensor] | None:
     """LPIPS, as a function so that it is no part of a checkpoint; None: not wanted, or its weights are out of reach."""
-    if config.perceptual_weight == 0:
+    if weight == 0:
         return None
     try:
-        return PerceptualLoss(config.perceptual_network).to(device).forward
+        return PerceptualLoss().to(device).forward
     except InputError as error:
-        warn(f"--pipeline.perceptual-weight {config.perceptual_weight} has no effect: {error}")
+        warn(f"--pipeline.perceptual-weight {weight} has no effect: {error}")
         return None
 
 
