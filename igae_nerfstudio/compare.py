@@ -14,12 +14,7 @@ from igae_nerfstudio.errors import InputError, reported_in_one_line
 if TYPE_CHECKING:
     from nerfstudio.cameras.cameras import Cameras
 
-CAPTIONS = {
-    "psnr": "PSNR {:.2f} dB",
-    "ssim": "SSIM {:.3f}",
-    "lpips": "LPIPS {:.3f}",
-    "lpips_vgg": "LPIPS VGG {:.3f}",
-}
+CAPTIONS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "lpips": "LPIPS {:.3f}"}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from igae_nerfstudio.console import warn
+from igae_nerfstudio.console import log, warn
 from igae_nerfstudio.errors import InputError, one_line
 
 SSIM_WINDOW = 11
@@ -52,7 +52,7 @@ class ImageMetrics:
     """Metrics of pictures (H, W, C) with values in [0, 1].
 
     LPIPS' networks are loaded when first used and kept out of every module, hence out of checkpoints. A network whose
-    weights cannot be had is left out, after one line that says so.
+    weights cannot be had is left out, after one line that says so; VGG16's are never downloaded here.
     """
 
     def __init__(self) -> None:
@@ -99,13 +99,22 @@ class ImageMetrics:
 
     def _load_lpips(self, network: PerceptualNetwork, device: torch.device) -> PerceptualLoss | None:
         if network not in self._lpips:
-            try:
-                self._lpips[network] = PerceptualLoss(network)
-            except InputError as error:
-                self._lpips[network] = None
-                warn(f"{_WEIGHTS[network].metric} is left out: {error}")
+            self._lpips[network] = None
+            if network == "vgg" and not _file_of(network).exists():
+                fetch = "python -c \"import lpips; lpips.LPIPS(net='vgg')\""
+                log(f"lpips_vgg is left out: VGG16's weights (528 MB) are not in torch's cache; {fetch} fetches them")
+            else:
+                try:
+                    self._lpips[network] = PerceptualLoss(network)
+                except InputError as error:
+                    warn(f"{_WEIGHTS[network].metric} is left out: {error}")
         lpips = self._lpips[network]
         return None if lpips is None else lpips.to(device)
+
+
+def _file_of(network: PerceptualNetwork) -> Path:
+    """Where torch keeps its weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _WEIGHTS[network].file
 
 
 def common_names(found: Sequence[dict[str, float]]) -> list[str]:
@@ -132,7 +141,7 @@ class PerceptualLoss(nn.Module):
                 warnings.simplefilter("ignore")  # it calls torchvision in an older way
                 self.network: nn.Module = lpips.LPIPS(net=network, verbose=False)
         except Exception as error:
-            file = Path(torch.hub.get_dir()) / "checkpoints" / _WEIGHTS[network].file
+            file = _file_of(network)
             remedy = f"delete {file}" if file.exists() else f"put torchvision's {file.name} into {file.parent}"
             raise InputError(
                 f"the weights of {_WEIGHTS[network].network} for LPIPS cannot be read or fetched "

@@ -63,10 +63,10 @@ class Run:
         return RenderedView(*(outputs[name + fine].cpu() for name in ("rgb", "depth", "accumulation")))
 
     def evaluate(
-        self, views: Sequence[int] | None = None, networks: Sequence[PerceptualNetwork] = ("alex", "vgg")
+        self, views: Sequence[int] | None = None, networks: Sequence[PerceptualNetwork] = ("alex",)
     ) -> dict[str, float]:
-        """`psnr` (dB), `ssim` and, where their weights can be had, `lpips` (AlexNet) and `lpips_vgg`: means over
-        evaluation views.
+        """`psnr` (dB), `ssim` and, where their weights can be had, `lpips` (AlexNet) and, if asked for, `lpips_vgg`:
+        means over evaluation views.
 
         Args:
             views: indices of the views; by default all.

@@ -28,6 +28,28 @@ class Distance(nn.Module):
         return self.scale * (images - targets).abs().mean()
 
 
+@pytest.fixture(autouse=True)
+def vgg_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file in torch's cache in the place of VGG16's weights, which are never downloaded."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / "vgg16-397923af.pth"
+    path.parent.mkdir()
+    path.touch()
+    return path
+
+
+def test_vgg_is_not_downloaded(
+    vgg_in_the_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lpips, "LPIPS", Distance)
+    vgg_in_the_cache.unlink()
+    metrics, image = ImageMetrics(), torch.rand(32, 32, 3)
+    for _ in range(2):
+        assert set(metrics(image, image, networks=BOTH)) == {"psnr", "ssim", "lpips"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("lpips.LPIPS(net='vgg')") == 1
+
+
 def test_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lpips, "LPIPS", Distance)
     image = torch.rand(32, 32, 3) / 2
@@ -71,12 +93,8 @@ def test_a_network_without_weights_costs_itself_and_one_line(
 
 @pytest.mark.parametrize(("network", "file"), [("alex", "alexnet-owt-7be5be79.pth"), ("vgg", "vgg16-397923af.pth")])
 @pytest.mark.parametrize("content", [b"no weights", "of another network"])
-def test_damaged_and_wrong_weights(
-    network: Any, file: str, content: bytes | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    path = tmp_path / "checkpoints" / file
-    path.parent.mkdir()
+def test_damaged_and_wrong_weights(network: Any, file: str, content: bytes | str, vgg_in_the_cache: Path) -> None:
+    path = vgg_in_the_cache.parent / file
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:

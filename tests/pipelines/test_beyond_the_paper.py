@@ -111,12 +111,12 @@ def test_missing_weights_of_the_perceptual_term_cost_only_that(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def missing(network: str) -> None:
-        raise InputError(f"the weights of {network} cannot be had")
+    def missing() -> None:
+        raise InputError("its weights cannot be had")
 
     monkeypatch.setattr(latent_pipeline, "PerceptualLoss", missing)
     pipeline = build("tensorf", blender_scene, autoencoder_dir, tmp_path, perceptual_weight=0.5)
-    message = "--pipeline.perceptual-weight 0.5 has no effect: the weights of alex cannot be had"
+    message = "--pipeline.perceptual-weight 0.5 has no effect: its weights cannot be had"
     assert capsys.readouterr().out.count(message) == 1
     assert "perceptual_loss" not in pipeline.get_train_loss_dict(5)[1]
 
