@@ -60,12 +60,16 @@ def test_the_authors_schedule_is_read(method: str) -> None:
 
 def test_the_papers_method_is_the_papers() -> None:
     """Whatever else has been set."""
-    changes = {"colour_head": True, "colour_rays": 9, "rays_per_latent_pixel": 4, "perceptual_weight": 0.1}
+    changes = {"colour_head": True, "colour_rays": 9, "perceptual_weight": 0.1}
     changes |= {"preset": "fast", "rgb_alignment_steps": 3}
     found = resolved("kplanes", ROOT / "configs/latent_nerf/paper.yaml", **changes)
     assert (found.latent_supervision_steps, found.rgb_alignment_steps) == (10_000, 15_000)
-    assert not found.colour_head and (found.colour_rays, found.rays_per_latent_pixel) == (0, 1)
-    assert found.perceptual_weight == 0 and found.model.latent_channels == 16
+    assert (
+        not found.colour_head
+        and found.colour_rays == 0
+        and found.perceptual_weight == 0
+        and found.model.latent_channels == 16
+    )
     assert (found.datamanager.images_per_batch, found.datamanager.random_latent_rays) == (4, 0)
     assert found.datamanager.alignment_patch_size == 0 and found.preset == "paper"
 

@@ -177,12 +177,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
     # Encoding ------------------------------------------------------------------------------------------------
 
     def encode(
-        self,
-        autoencoder: Autoencoder,
-        schedule: TwoPhaseSchedule,
-        colours: bool = False,
-        colour_rays: int = 0,
-        rays_per_latent_pixel: int = 1,
+        self, autoencoder: Autoencoder, schedule: TwoPhaseSchedule, colours: bool = False, colour_rays: int = 0
     ) -> LatentSplit:
         """Encode the training photos, or find their latents in the cache; comes before the first step.
 
@@ -193,14 +188,12 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             colour_rays: after the rays of latents, batches of latent supervision have so many of random pixels of the
                 step's photos, shared by the processes, and the `pixel_colour` (N, 3) of these. A batch has none where
                 its photos have no targets.
-            rays_per_latent_pixel: K, see `LatentSplit`.
 
         Raises:
             InputError: patches are asked for, and the decoder looks at the whole picture.
         """
         self.autoencoder, self.schedule, self._with_colours = autoencoder, schedule, colours
         self._colour_rays = -(-colour_rays // self.processes)
-        self._rays_per_latent_pixel = rays_per_latent_pixel
         self.train_split = self._encode(self.train_dataset, "training")
         self.rays_per_step, self.patch_size, self.patch_margin = self._size_of_steps(self.train_split)
         return self.train_split
@@ -266,7 +259,6 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             self.autoencoder.downscale,
             torch.cat(colours).to(self.device) if colours else None,
             None if all(bool((weight == 1).all()) for weight in weights) else torch.cat(weights).to(self.device),
-            self._rays_per_latent_pixel,
         )
 
     def _weights(self, photo: Tensor, mask: Tensor | None) -> Tensor:

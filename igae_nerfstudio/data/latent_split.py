@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,8 +86,6 @@ class LatentSplit:
     """(P, 3) in [0, 1], the photo averaged over the l x l pixels of a latent pixel."""
     weights: Tensor | None = None
     """(P,) in [0, 1], how much of what a latent pixel shows is a target; None: all of it everywhere."""
-    rays_per_pixel: int = 1
-    """K, a square: a latent pixel has the rays (..., K) through the middles of a grid of cells in it, or one (...)."""
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -202,7 +199,7 @@ class LatentSplit:
         return rays, torch.cat(colours).to(device).float() / 255
 
     def _latents(self, pixels: Tensor) -> Batch:
-        """Rays through latent pixels (...), (...) or (..., K); their latents and weights (...)."""
+        """Rays through the centres of latent pixels (...), their latents and weights."""
         pixels = pixels.to(self.latents.device)
         batch = {"latent": self.latents[pixels].float()}
         if self.colours is not None:
@@ -213,11 +210,7 @@ class LatentSplit:
         image = torch.searchsorted(first, pixels, right=True) - 1
         within, width = pixels - first[image], self.cameras.width[image, 0]
         row_and_column = torch.stack([within // width, within % width], dim=-1)
-        side = math.isqrt(self.rays_per_pixel)
-        middles = (torch.arange(side, device=pixels.device) + 0.5) / side
-        cells = torch.cartesian_prod(middles, middles)
-        images = image[..., None].expand(*image.shape, len(cells)).squeeze(-1)
-        return self._rays(images, (row_and_column[..., None, :] + cells).squeeze(-2)), batch
+        return self._rays(image, row_and_column + 0.5), batch
 
     def _rays(self, image: Tensor, coordinates: Tensor) -> RayBundle:
         """Rays of images (...) through rows and columns (..., 2), in latent pixels."""

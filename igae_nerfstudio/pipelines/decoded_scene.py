@@ -6,7 +6,6 @@ they get pictures of its size: `rgb` (decoded), `depth`, `accumulation`, and `la
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Callable
@@ -60,16 +59,18 @@ SAME_SURFACE = 0.05
 """Relative difference of depths below which neighbouring latent pixels show one surface."""
 
 
-def enlarged_geometry(depth: Tensor, accumulation: Tensor, size: tuple[int, int]) -> Tensor:
-    """Depth and accumulation along rays (h, w, 1) for the pixels that these cover, (1, 2, *size).
+def enlarged_geometry(depth: Tensor, accumulation: Tensor, factor: int) -> Tensor:
+    """Depth and accumulation of latent pixels (h, w, 1) for the pixels that they cover, (1, 2, h l, w l).
 
     Between the pixels of a surface depth is interpolated; across the edge of one it jumps, as it does in the scene.
     Means of a surface and what lies behind it would be points in the air, which `ns-export` would keep.
     """
     depth, accumulation = (image.permute(2, 0, 1)[None] for image in (depth, accumulation))
-    weighted = F.interpolate(torch.cat([depth * accumulation, accumulation], dim=1), size, mode="bilinear")
+    weighted = F.interpolate(
+        torch.cat([depth * accumulation, accumulation], dim=1), scale_factor=factor, mode="bilinear"
+    )
     smooth = weighted[:, :1] / weighted[:, 1:].clamp(min=1e-6)
-    nearest = F.interpolate(depth, size, mode="nearest")
+    nearest = F.interpolate(depth, scale_factor=factor, mode="nearest")
     one_surface = (smooth - nearest).abs() < SAME_SURFACE * nearest
     return torch.cat([torch.where(one_surface, smooth, nearest), weighted[:, 1:]], dim=1)
 
@@ -84,7 +85,6 @@ class DecodedScene(Model):
         architecture: the autoencoder's diffusers config as JSON, stored in the checkpoint.
         downscale: l.
         colour_head: the scene renders three more channels, averaged colours.
-        rays_per_latent_pixel: K, a square.
     """
 
     focal_range: Tensor
@@ -98,7 +98,6 @@ class DecodedScene(Model):
         architecture: str,
         downscale: int,
         colour_head: bool = False,
-        rays_per_latent_pixel: int = 1,
     ) -> None:
         super().__init__(scene.config, scene.scene_box, scene.num_train_data)
         self.scene: Any = scene  # Nerfstudio's model under a `LatentModel`
@@ -110,7 +109,6 @@ class DecodedScene(Model):
         self.preview = LatentPreview(self.latent_channels)
         self.architecture = architecture
         self.downscale = downscale
-        self.rays_per_side = math.isqrt(rays_per_latent_pixel)
         self.viewer_state = ViewerState()
         self.register_buffer("focal_range", torch.ones(2))
 
@@ -182,14 +180,10 @@ class DecodedScene(Model):
         """Render one camera of any size and focal length, batch shape () or (1,); `decoder` as in `decode`."""
         low, high = self.focal_range.tolist()
         view = latent_view(camera.to(self.device), self.downscale, (low, high))
-        height, width = int(view.camera.height), int(view.camera.width)
-        view.camera.rescale_output_resolution(self.rays_per_side)  # its pixels are the cells of latent pixels
         rays = finite_rays(view.camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box), view.camera)
         outputs = self.scene.get_outputs_for_camera_ray_bundle(rays)
-        size = (height * self.downscale, width * self.downscale)
-        geometry = enlarged_geometry(outputs["depth"], outputs["accumulation"], size)
-        rendered = outputs["latent"].unflatten(1, (width, -1)).unflatten(0, (height, -1)).mean(dim=(1, 3))
-        latent, colour = rendered.tensor_split([self.latent_channels], dim=-1)
+        geometry = enlarged_geometry(outputs["depth"], outputs["accumulation"], self.downscale)
+        latent, colour = outputs["latent"][..., : self.latent_channels], outputs["latent"][..., self.latent_channels :]
         rgb = self.decode(latent[None], decoder=decoder).permute(0, 3, 1, 2).float().clamp(0, 1)
         if self.colour_normalizer is not None:
             coarse = self.colour_normalizer.denormalize(colour).permute(2, 0, 1)[None]

@@ -88,9 +88,6 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """Each step of latent supervision also renders so many random pixels of the step's photos along the rays of the
     photos' own cameras, and compares the colour head with their colours; `colour_weight` holds for them too (not in
     the paper; after RLS-NeRF, arXiv 2310.17880)."""
-    rays_per_latent_pixel: int = 1
-    """A rendered latent is the mean of so many rays, through the middles of a square grid of cells of its pixel, in
-    training and whenever the scene is rendered. The paper's one ray aliases: the pixel covers l x l of a photo."""
     perceptual_weight: float = 0.0
     """Weight of LPIPS (AlexNet) between decoded renders and photos in RGB alignment, after its first third: the
     squared error alone teaches the decoder to blur what it is not sure of (not in the paper)."""
@@ -165,10 +162,6 @@ class LatentPipeline(VanillaPipeline):
                 f"--pipeline.colour-rays is {config.colour_rays}; it must be 0 or, with --pipeline.colour-head True, a "
                 "positive number"
             )
-        if config.rays_per_latent_pixel not in (1, 4, 9, 16):
-            raise InputError(
-                f"--pipeline.rays-per-latent-pixel is {config.rays_per_latent_pixel}; choose 1, 4, 9 or 16"
-            )
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
         self.schedule = config.schedule()
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
@@ -196,13 +189,7 @@ class LatentPipeline(VanillaPipeline):
         normalizer = LatentNormalizer(latent_channels, self.config.latent_normalization)
         # The abstract methods about losses and metrics are the pipeline's here.
         return DecodedScene(  # type: ignore[abstract]
-            scene,
-            decoder,
-            normalizer,
-            architecture,
-            downscale,
-            self.config.colour_head,
-            self.config.rays_per_latent_pixel,
+            scene, decoder, normalizer, architecture, downscale, self.config.colour_head
         )
 
     def _encode_photos(self) -> None:
@@ -210,11 +197,7 @@ class LatentPipeline(VanillaPipeline):
         assert self.autoencoder is not None
         with first_process_first():
             split = self.datamanager.encode(
-                self.autoencoder,
-                self.schedule,
-                self.config.colour_head,
-                self.config.colour_rays,
-                self.config.rays_per_latent_pixel,
+                self.autoencoder, self.schedule, self.config.colour_head, self.config.colour_rays
             )
         model, cameras = self.model, self.datamanager.train_dataset.cameras
         latents, colours = split.sample()
@@ -252,8 +235,7 @@ class LatentPipeline(VanillaPipeline):
         encoded = self.model.targets(batch["latent"], batch.get("colour"))  # z_p
         target = {"latent": encoded.flatten(0, -2)}
         of_rays = scene(rays.flatten())
-        # z~_p = F_theta(p), equation 1
-        outputs = of_latent_pixels(of_rays, len(target["latent"]), self.config.rays_per_latent_pixel)
+        outputs = of_latent_pixels(of_rays, len(target["latent"]))  # z~_p = F_theta(p), equation 1
         compared = weighted(outputs, target, self._weights(batch))
         if self.schedule.phase(step) is Phase.LATENT_SUPERVISION:
             metrics = scene.get_metrics_dict(outputs, target)
@@ -471,17 +453,9 @@ def _perceptual_loss(weight: float, device: str) -> Callable[[Tensor, Tensor], T
         return None
 
 
-def of_latent_pixels(of_rays: dict[str, Any], count: int, each: int) -> dict[str, Any]:
-    """Outputs with the latents of `count` latent pixels, means over the first rays, `each` of a pixel.
-
-    Args:
-        of_rays: of the scene model; its latents have names that begin with `latent`.
-        count: R.
-        each: K.
-    """
-    latents = {name: value for name, value in of_rays.items() if name.startswith("latent")}
-    means = {name: value[: count * each].unflatten(0, (count, each)).mean(dim=1) for name, value in latents.items()}
-    return {**of_rays, **means}
+def of_latent_pixels(of_rays: dict[str, Any], count: int) -> dict[str, Any]:
+    """The outputs, and of those whose names begin with `latent` the first `count` rays, those of latent pixels."""
+    return {name: value[:count] if name.startswith("latent") else value for name, value in of_rays.items()}
 
 
 def weighted(

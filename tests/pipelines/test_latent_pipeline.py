@@ -301,7 +301,7 @@ def test_depth_jumps_at_edges_and_is_smooth_on_surfaces() -> None:
     depth = torch.where(torch.arange(6) < 3, slant, torch.full_like(slant, 4.0))[..., None]
     for behind in (0.0, 1.0):  # nothing, or a wall
         opacity = torch.where(torch.arange(6) < 3, 1.0, behind).expand(4, 6)[..., None]
-        enlarged, accumulation = enlarged_geometry(depth, opacity, (32, 48))[0]
+        enlarged, accumulation = enlarged_geometry(depth, opacity, 8)[0]
         assert enlarged.shape == (32, 48)
         assert float(enlarged[:, :24].max()) < 1.1 and float(enlarged[:, 24:].min()) > 3.8  # none in between
         steps = enlarged[:, 4:20].diff(dim=1)

@@ -1,4 +1,4 @@
-"""Colour rays through photo pixels, and several rays through a latent pixel: where they go, and what they train."""
+"""Colour rays through photo pixels: where they go, and what they train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import LATENT_METHODS, latent_config, write_blender_scene
 from room import colours
 
@@ -17,7 +16,7 @@ from igae_nerfstudio.data.latent_cameras import latent_cameras
 from igae_nerfstudio.data.latent_split import LatentSplit, Photos
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
 from igae_nerfstudio.errors import InputError
-from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline, of_latent_pixels
+from igae_nerfstudio.pipelines.latent_pipeline import LatentPipeline
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from test_kinds_of_photos import pipeline_of, write_capture
@@ -176,111 +175,3 @@ def test_colour_rays_need_the_colour_head(blender_scene: Path, autoencoder_dir: 
     for options in ({"colour_rays": 10}, {"colour_rays": -1, "colour_head": True}):
         with pytest.raises(InputError, match="--pipeline.colour-rays is .*; it must be 0 or, with .*colour-head True"):
             build("tensorf", blender_scene, autoencoder_dir, tmp_path, **options)
-
-
-# Several rays through a latent pixel -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("each", [4, 9, 16])
-@pytest.mark.parametrize("name", LENSES)
-def test_rays_of_a_latent_pixel_are_spread_over_its_square(name: str, each: int, tmp_path: Path) -> None:
-    """In the middle of each cell, through the camera's own lens: they see what the photo shows there."""
-    dataset = PhotoDataset(outputs(tmp_path, [name]))
-    (one, _), (many, batch) = (split_of(dataset, rays_per_pixel=k).images([0], "cpu") for k in (1, each))
-    assert many.shape == (*one.shape, each) and batch["latent"].shape == (*one.shape, 1)
-    side, (picture, mask) = int(each**0.5), dataset.photo_and_mask(0)
-    mask = np.ones(picture.shape[:2], bool) if mask is None else mask
-    shown = torch.from_numpy(np.dstack([picture, 255 * mask])).float().permute(2, 0, 1)[None]
-    height, width = (8 * length for length in one.shape[1:])
-    rows, columns = ((torch.arange(n // 8 * side) + 0.5) * 8 / side for n in (height, width))
-    y, x = torch.meshgrid(2 * rows / picture.shape[0] - 1, 2 * columns / picture.shape[1] - 1, indexing="ij")
-    shown = F.grid_sample(shown, torch.stack([x, y], dim=-1)[None], align_corners=False)[0]  # 0 outside of the photo
-    seen = (
-        torch.from_numpy(room_of(many)[0]).unflatten(2, (side, side)).permute(4, 0, 2, 1, 3).flatten(3, 4).flatten(1, 2)
-    )
-    valid = shown[3] == 255
-    assert float(valid.float().mean()) > 0.4
-    assert float((shown[:3] - seen).abs()[:, valid].mean()) < 1.5  # walls meet in edges between pixels
-
-
-@pytest.mark.parametrize("kind", ["random", "patches"])
-def test_rays_of_random_latent_pixels_and_patches(kind: str, tmp_path: Path) -> None:
-    dataset = PhotoDataset(outputs(tmp_path, LENSES[1:3]))
-    draw = {
-        "random": lambda split: split.random_rays(40, torch.Generator().manual_seed(0)),
-        "patches": lambda split: split.patches([1], 3, 1, torch.Generator().manual_seed(0), "cpu"),
-    }[kind]
-    whole = [split_of(dataset, rays_per_pixel=4).images([number], "cpu") for number in (0, 1)]
-    known = torch.cat([rays.directions.flatten(0, 2) for rays, _ in whole])
-    rays, batch = draw(split_of(dataset, rays_per_pixel=4))
-    assert torch.equal(rays.directions, known[batch["latent"][..., 0].long()])
-
-
-@pytest.mark.parametrize("method", LATENT_METHODS)
-def test_latents_are_means_over_rays_in_training_and_renders(
-    method: str, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path
-) -> None:
-    options = {"colour_head": True, "rays_per_latent_pixel": 4, "colour_rays": 5}
-    pipeline = build(method, blender_scene, autoencoder_dir, tmp_path, **options)
-    for step in (0, 4):
-        rays, batch = pipeline.datamanager.next_train(step)
-        assert rays.size == 4 * 72 + (5 if step == 0 else 0) and batch["latent"].shape == (2, 6, 6, 6)
-        outputs, losses, _ = pipeline._losses(step, rays, batch)
-        assert outputs["latent"].shape == (72, 9)
-        sum(losses.values()).backward()
-    model, camera = pipeline.eval().model, pipeline.datamanager.train_dataset.cameras[0:1]
-    torch.manual_seed(0)
-    view = model.render(camera)
-    split = pipeline.datamanager.train_split
-    with torch.no_grad():
-        torch.manual_seed(0)
-        rendered = model.scene(split.images([0], "cpu")[0].flatten())["latent"].view(6, 6, 4, 9).mean(dim=2)
-    torch.testing.assert_close(view.latent, rendered[..., :6], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(model.decode(view.latent[None])[0].clamp(0, 1), view.rgb, atol=1e-5, rtol=1e-4)
-    assert view.rgb.shape == view.colour.shape == (48, 48, 3) and view.depth.shape == (48, 48, 1)
-
-
-def test_renders_stay_in_chunks(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> None:
-    pipeline = build("tensorf", blender_scene, autoencoder_dir, tmp_path, rays_per_latent_pixel=16).eval()
-    model, sizes = pipeline.model, []
-    camera = pipeline.datamanager.train_dataset.cameras[0:1]
-    whole = model.render(camera)
-    model.scene.config.eval_num_rays_per_chunk = 100
-    outputs_of = model.scene.get_outputs
-    model.scene.get_outputs = lambda rays: sizes.append(len(rays)) or outputs_of(rays)
-    view = model.render(camera)
-    assert sizes == [100] * 5 + [76]
-    torch.testing.assert_close(view.rgb, whole.rgb)
-
-
-def test_rays_of_a_picture_are_rendered_with_as_many(
-    blender_scene: Path, autoencoder_dir: Path, tmp_path: Path
-) -> None:
-    """What the viewer asks for, a picture of another size, and what exporters ask for, rays."""
-    pipeline = build("tensorf", blender_scene, autoencoder_dir, tmp_path, rays_per_latent_pixel=9).eval()
-    model, camera = pipeline.model, pipeline.datamanager.train_dataset.cameras[0:1]
-    by_camera = model.get_outputs_for_camera(camera)
-    by_rays = model(camera.generate_rays(camera_indices=0, keep_shape=True))
-    assert by_camera["rgb"].shape == (48, 48, 3)
-    assert float((by_camera["rgb"] - by_rays["rgb"]).abs().max()) < 2e-3
-
-
-def test_one_ray_is_the_paper_and_a_checkpoint_fits_any_number(
-    blender_scene: Path, autoencoder_dir: Path, tmp_path: Path
-) -> None:
-    one = build("tensorf", blender_scene, autoencoder_dir, tmp_path)
-    four = build("tensorf", blender_scene, autoencoder_dir, tmp_path, rays_per_latent_pixel=4)
-    assert set(one.state_dict()) == set(four.state_dict())
-    four.load_pipeline(one.state_dict(), 1)
-    rays, _ = one.datamanager.next_train(0)
-    assert rays.shape == (2, 6, 6)
-    value = torch.randn(5, 3)
-    assert torch.equal(of_latent_pixels({"latent": value}, 5, 1)["latent"], value)
-
-
-@pytest.mark.parametrize("each", [0, -4, 2, 8, 25])
-def test_numbers_of_rays_that_are_no_grid(
-    each: int, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=f"--pipeline.rays-per-latent-pixel is {each}; choose 1, 4, 9 or 16"):
-        build("tensorf", blender_scene, autoencoder_dir, tmp_path, rays_per_latent_pixel=each)
