@@ -3,10 +3,10 @@
     python scripts/compare_settings.py --comparison configs/comparisons/levers.yaml --output-dir results --processes 2
 
 A comparison is a YAML file (`Comparison` says what is in it). Its variants lie over the preset `quick` of the latent
-methods; a variant with `baseline: twin` is the same method in RGB as `igae bench` has it. Steps of both phases are
-timed first, and their numbers chosen so that the run, set-up included, takes `cpu_seconds`. Each run has a process of
-its own with one thread. A run whose result is there is passed over, so a stopped comparison goes on with the same
-command.
+methods; a variant with `baseline: twin` is the same method in RGB as `igae bench` has it. A quarter of the usual
+training is rehearsed, and the numbers of steps chosen so that the run, set-up included, takes about `cpu_seconds`; the
+table has what it took. Each run has a process of its own with one thread. A run whose result is there is passed over,
+so a stopped comparison goes on with the same command.
 
 Writes `runs/SCENE-METHOD-VARIANT-SEED.json`, its first test views as PNG, `table.md` and `sheet.png`.
 """
@@ -21,7 +21,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Iterator, Literal
@@ -38,8 +38,8 @@ from igae_nerfstudio.console import log  # noqa: E402
 from igae_nerfstudio.errors import InputError, reported_in_one_line  # noqa: E402
 from igae_nerfstudio.files import write_atomically  # noqa: E402
 
-PROBED = 6
-"""Steps of each phase that are timed, after as many to warm up."""
+REHEARSAL = 0.25
+"""How much of the usual training is rehearsed, to learn how long it takes."""
 METRICS = {"psnr": "{:.2f}", "ssim": "{:.3f}", "lpips": "{:.3f}", "lpips_vgg": "{:.3f}"}
 
 
@@ -193,27 +193,27 @@ def train_and_evaluate(comparison: Comparison, run: Run, folder: Path) -> None:
     twin = comparison.variants[run.variant].baseline == "twin"
     work = folder / "work" / run.name
 
-    def training(phases: list[int] | None) -> Training:
+    def training(phases: list[int]) -> Training:
         config = configured(comparison, run, work)
-        if phases is not None:
-            with_steps(config, phases, twin)
+        with_steps(config, phases, twin)
         return Training(config, run.seed)
 
+    def timed(trained: Training, phases: list[int]) -> Iterator[float]:
+        """Take all steps; the seconds of each phase."""
+        for first, end in zip([0, *accumulate(phases)], accumulate(phases)):
+            begin = time.process_time()
+            trained.steps(range(first, end))
+            yield time.process_time() - begin
+
+    usual = phases_of(configured(comparison, run, work), twin)
+    rehearsed = [max(2, round(REHEARSAL * count)) for count in usual]
     begin = time.process_time()
-    probe = training(None)
-    set_up = time.process_time() - begin
-    phases = phases_of(probe.trainer.config, twin)
-    firsts = [0, *np.cumsum(phases)[:-1].tolist()]
-    probe.steps(range(PROBED))
-    per_step = []
-    for first in firsts:
-        probe.steps(range(first, first + 2))
-        begin = time.process_time()
-        probe.steps(range(first + 2, first + 2 + PROBED))
-        per_step.append((time.process_time() - begin) / PROBED)
-    factor = (comparison.cpu_seconds - set_up) / sum(count * seconds for count, seconds in zip(phases, per_step))
-    phases = [max(2, round(count * factor)) for count in phases]
-    del probe
+    rehearsal = training(rehearsed)
+    left = comparison.cpu_seconds - (time.process_time() - begin)
+    per_step = [seconds / count for seconds, count in zip(timed(rehearsal, rehearsed), rehearsed)]
+    factor = left / sum(count * seconds for count, seconds in zip(usual, per_step))
+    phases = [max(2, round(count * factor)) for count in usual]
+    del rehearsal
 
     begin = time.process_time()
     trained = training(phases)
@@ -221,13 +221,9 @@ def train_and_evaluate(comparison: Comparison, run: Run, folder: Path) -> None:
     test_split = trained.trainer.config.pipeline.datamanager.dataparser.setup().get_dataparser_outputs(split="test")
     finished = FinishedRun(run.name, trained.pipeline, PhotoDataset(test_split))
     found: dict[str, Any] = {"run": asdict(run), "steps": phases, "metrics": []}
-    first = 0
-    for count in phases:
-        begin = time.process_time()
-        trained.steps(range(first, first + count))
-        spent += time.process_time() - begin
-        first += count
-        networks = ("alex", "vgg") if first == sum(phases) else ("alex",)
+    for number, seconds in enumerate(timed(trained, phases), 1):
+        spent += seconds
+        networks = ("alex", "vgg") if number == len(phases) else ("alex",)
         found["metrics"].append(finished.evaluate(networks=networks))
     begin = time.process_time()
     pictures = [finished.render(finished.cameras[view : view + 1]).rgb for view in comparison.views]
