@@ -9,7 +9,7 @@ Writes gpu.json, gpu.md (a table) and a log for each part:
     train     both stages of `igae train` on the demo scene, in bfloat16 and in float32
     viewer    pictures per second of `ns-viewer` while its camera moves, for a client that is no browser
     bench     seconds of steps and pictures in RGB and in latents at 128 and 512 pixels, as in `igae bench`
-    quality   PSNR over the seconds of training: each latent method at its own rates (the paper's), and its RGB twin
+    quality   PSNR over the seconds of training: each latent method at its own rates (the paper's), and stock RGB
 
 Each part has processes of its own, which are killed when their share of the time is over; what they leave goes to the
 later ones. What was measured before a failure is kept. The status is 1 where a part did not end well, and 2 without
@@ -17,7 +17,7 @@ CUDA; `--device cpu` does the same in tiny sizes.
 
 No part needs a network, or this package to be installed. What must be installed is what the parts import: run them all
 with `--device cpu` where that is there; `--list-wheels` then prints it for `pip download -r`. Leave out what the
-machine has, but its numpy must be below 2.
+machine has, but its numpy must be below 2. Of what has no wheel in that version take the newest that has one.
 """
 
 from __future__ import annotations
@@ -205,6 +205,7 @@ def viewer(work: Work) -> None:
 def viewer_rates(work: Work, cell: Any) -> Values:
     """Pictures that a client gets while it moves the camera, and the seconds from then to the sharp one."""
     import measure_viewer
+    import nerfstudio.scripts.viewer.run_viewer  # noqa: F401  for `--list-wheels`: the viewer's process imports it
 
     from benchmarks.baselines import dataparser_config, trainer_config
     from benchmarks.measure import Training

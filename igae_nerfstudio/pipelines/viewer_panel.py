@@ -154,7 +154,7 @@ class LatentViewerControl(ViewerControl):
     def _hide_frustum_at(self, client: Any) -> None:
         viewer: Any = self.viewer
         frusta, standing = getattr(viewer, "camera_handles", {}), None  # drawn after the first pages may open
-        for index, frustum in frusta.items():
+        for index, frustum in list(frusta.items()):
             if abs(frustum.position - client.camera.position).max() < 2 * viewer.config.camera_frustum_scale:
                 standing = index
         if self._hidden in frusta and self._hidden != standing:
