@@ -27,7 +27,7 @@ from igae_nerfstudio.engine.trainer import default_device
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.models.instant_ngp import MarchedNGPConfig, RGBInstantNGPConfig
 from igae_nerfstudio.models.tensorf import RGBTensoRFConfig
-from igae_nerfstudio.presets import QUICK, with_quick_settings
+from igae_nerfstudio.presets import QUICK, decoder_decay, with_quick_settings
 
 RGB_RAYS = 4096
 """Rays of an RGB step, as in Nerfstudio's TensoRF (vanilla NeRF: 1,024; Instant-NGP: as many as have 2^18 samples)."""
@@ -82,16 +82,24 @@ def learning_fast(config: Any, cell: Cell) -> Any:
     where, settings, steps = str(OVER_TIME), read_yaml(OVER_TIME)[cell.method].get(cell.baseline, {}), steps_of(cell)
     for entries in (settings.get("pipeline", {}), settings.get("from_256_pixels", {}) if cell.size >= 256 else {}):
         config.pipeline = with_settings(config.pipeline, entries, where)
+    with_steps(config, steps)
     if cell.baseline == "latent":
         config.pipeline.preset = "quick"
-        config.pipeline.latent_supervision_steps, config.pipeline.rgb_alignment_steps = steps
         return with_quick_settings(config)
     for name, group in config.optimizers.items():
         for part, entries in settings.get("optimizers", {}).get(name, {}).items():
             group[part] = with_settings(group[part], entries, where)
+    return config
+
+
+def with_steps(config: Any, steps: list[int]) -> None:
+    """Set the length of RGB's one phase, or of the two of latents; schedules of rates end with the last step."""
+    if len(steps) == 2:
+        config.pipeline.latent_supervision_steps, config.pipeline.rgb_alignment_steps = steps
+        config.pipeline.decoder_lr_decay = decoder_decay(steps[1])
+    for group in config.optimizers.values():
         if group["scheduler"] is not None:
             group["scheduler"].max_steps = sum(steps)
-    return config
 
 
 def steps_of(cell: Cell) -> list[int]:

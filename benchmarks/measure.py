@@ -21,7 +21,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from torch import Tensor
 from torch.utils import benchmark
 
-from benchmarks.baselines import dataparser_config, scale_factor, steps_of, trainer_config
+from benchmarks.baselines import steps_of, trainer_config
 from benchmarks.bench import Cell
 from igae_nerfstudio.config_files import to_plain
 from igae_nerfstudio.data.photo_dataset import PhotoDataset
@@ -65,6 +65,12 @@ class Training:
             self.callbacks(step, BEFORE)
             self.trainer.train_iteration(step)
             self.callbacks(step, AFTER)
+
+    def on_test_views(self, name: str) -> Run:
+        """The training as a run that is evaluated on the test split."""
+        data: Any = self.trainer.config.pipeline.datamanager
+        split = data.dataparser.setup().get_dataparser_outputs(split="test")
+        return Run(name, self.pipeline, PhotoDataset(split, data.camera_res_scale_factor))
 
 
 def seconds_of(work: Callable[[], Any], at_least: float = 0.0) -> float:
@@ -179,8 +185,7 @@ def measure_quality(cell: Cell) -> dict[str, Any]:
     start = clock()
     training = Training(config)
     spent = clock() - start
-    test_split = dataparser_config(cell).setup().get_dataparser_outputs(split="test")
-    run = Run(cell.path.stem, training.pipeline, PhotoDataset(test_split, scale_factor(cell)))
+    run = training.on_test_views(cell.path.stem)
     views = range(0, len(run.cameras), -(-len(run.cameras) // CURVE_VIEWS))
     marks = [round(i * sum(steps) / POINTS) for i in range(POINTS + 1)]
     for first, end in zip(marks, marks[1:]):

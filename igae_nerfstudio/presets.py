@@ -18,6 +18,11 @@ DECODER_ENDS_AT = 0.26
 """The decoder's learning rate at the end of a quick run, as a part of its first one."""
 
 
+def decoder_decay(steps: int) -> float:
+    """`--pipeline.decoder-lr-decay` with which RGB alignment of so many steps ends there."""
+    return DECODER_ENDS_AT ** (1 / steps)
+
+
 def with_quick_settings(config: LatentTrainerConfig) -> LatentTrainerConfig:
     """A copy in which all that is left at the method's default has the preset's value (`quick.yaml`), and says so.
 
@@ -37,9 +42,8 @@ def with_quick_settings(config: LatentTrainerConfig) -> LatentTrainerConfig:
     entries, where = presets[config.method_name], "the preset quick"
     chosen = untouched(config.pipeline, default.pipeline, entries["pipeline"])
     pipeline: Any = with_settings(config.pipeline, chosen, where)
-    steps = pipeline.rgb_alignment_steps
     if pipeline.decoder_lr_decay == default.pipeline.decoder_lr_decay:
-        pipeline = replace(pipeline, decoder_lr_decay=DECODER_ENDS_AT ** (1 / steps))
+        pipeline = replace(pipeline, decoder_lr_decay=decoder_decay(pipeline.rgb_alignment_steps))
     optimizers: dict[str, Any] = {}
     for name, group in config.optimizers.items():
         optimizers[name] = dict(group)

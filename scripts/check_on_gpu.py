@@ -326,18 +326,15 @@ def psnr_over_time(work: Work, what: str, cell: Any, seconds: float) -> Values:
     Returns:
         Steps, seconds of training after set-up and first steps, and PSNR in dB (mean of some test views), in a row.
     """
-    from benchmarks.baselines import dataparser_config, scale_factor, trainer_config
+    from benchmarks.baselines import trainer_config
     from benchmarks.measure import CURVE_VIEWS, Training, clock
-    from igae_nerfstudio.data.photo_dataset import PhotoDataset
     from igae_nerfstudio.metrics import psnr
-    from igae_nerfstudio.runs import Run
 
     config: Any = trainer_config(cell)
     if work.tiny and hasattr(config.pipeline.model, "grid_resolution"):  # an occupancy grid, filled at the start
         config.pipeline.model.grid_resolution = 16
     training = Training(config)
-    test_split = dataparser_config(cell).setup().get_dataparser_outputs(split="test")
-    run = Run(what, training.pipeline, PhotoDataset(test_split, scale_factor(cell)))
+    run = training.on_test_views(what)
     views = [0] if work.tiny else range(0, len(run.cameras), -(-len(run.cameras) // CURVE_VIEWS))
     points, chunk = (5, 1) if work.tiny else (10, 10)
     training.steps(range(chunk))  # to warm up

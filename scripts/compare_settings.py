@@ -37,6 +37,7 @@ from igae_nerfstudio.config_files import read_yaml, with_settings  # noqa: E402
 from igae_nerfstudio.console import log  # noqa: E402
 from igae_nerfstudio.errors import InputError, reported_in_one_line  # noqa: E402
 from igae_nerfstudio.files import write_atomically  # noqa: E402
+from igae_nerfstudio.metrics import common_names  # noqa: E402
 
 REHEARSAL = 0.25
 """How much of the usual training is rehearsed, to learn how long it takes."""
@@ -167,27 +168,14 @@ def phases_of(config: Any, twin: bool) -> list[int]:
     return [config.pipeline.latent_supervision_steps, config.pipeline.rgb_alignment_steps]
 
 
-def with_steps(config: Any, phases: list[int], twin: bool) -> None:
-    """Set the phases' lengths; schedules of learning rates end with the last step."""
-    from igae_nerfstudio.presets import DECODER_ENDS_AT
-
-    if not twin:
-        config.pipeline.latent_supervision_steps, config.pipeline.rgb_alignment_steps = phases
-        config.pipeline.decoder_lr_decay = DECODER_ENDS_AT ** (1 / phases[1])
-    for group in config.optimizers.values():
-        if group["scheduler"] is not None:
-            group["scheduler"].max_steps = sum(phases)
-
-
 def train_and_evaluate(comparison: Comparison, run: Run, folder: Path) -> None:
     """Train a run for the comparison's CPU seconds, evaluate it after each phase, and keep metrics and pictures."""
     import torch
     from diffusers import AutoencoderDC  # noqa: F401  imports are not counted
 
+    from benchmarks.baselines import with_steps
     from benchmarks.measure import Training
-    from igae_nerfstudio.data.photo_dataset import PhotoDataset
     from igae_nerfstudio.figures import to_uint8
-    from igae_nerfstudio.runs import Run as FinishedRun
 
     torch.set_num_threads(1)
     twin = comparison.variants[run.variant].baseline == "twin"
@@ -195,7 +183,7 @@ def train_and_evaluate(comparison: Comparison, run: Run, folder: Path) -> None:
 
     def training(phases: list[int]) -> Training:
         config = configured(comparison, run, work)
-        with_steps(config, phases, twin)
+        with_steps(config, phases)
         return Training(config, run.seed)
 
     def timed(trained: Training, phases: list[int]) -> Iterator[float]:
@@ -218,8 +206,7 @@ def train_and_evaluate(comparison: Comparison, run: Run, folder: Path) -> None:
     begin = time.process_time()
     trained = training(phases)
     spent = time.process_time() - begin
-    test_split = trained.trainer.config.pipeline.datamanager.dataparser.setup().get_dataparser_outputs(split="test")
-    finished = FinishedRun(run.name, trained.pipeline, PhotoDataset(test_split))
+    finished = trained.on_test_views(run.name)
     found: dict[str, Any] = {"run": asdict(run), "steps": phases, "metrics": []}
     for number, seconds in enumerate(timed(trained, phases), 1):
         spent += seconds
@@ -291,9 +278,7 @@ def report(comparison: Comparison, folder: Path) -> str:
     for method, variant in product(comparison.methods, comparison.variants):
         ends = [r["metrics"][-1] for run, r in found.items() if (run.method, run.variant) == (method, variant)]
         if ends:
-            names = [name for name in METRICS if all(name in end for end in ends)]
-            means = said({name: mean(end[name] for end in ends) for name in names})
-            lines.append(f"| {method} | {variant} | {len(ends)} | {means} |")
+            lines.append(f"| {method} | {variant} | {len(ends)} | {said_means(ends)} |")
     table = "\n".join(lines) + "\n"
     write_atomically(folder / "table.md", lambda file: file.write(table.encode()))
     if columns["photo"]:
@@ -304,7 +289,7 @@ def report(comparison: Comparison, folder: Path) -> str:
 
 def row(results: list[dict[str, Any]]) -> str:
     """Steps, CPU seconds, metrics after each phase, and milliseconds of a picture: means over seeds."""
-    phases = [said_over_seeds([r["metrics"][phase] for r in results]) for phase in (0, -1)]
+    phases = [with_spread([r["metrics"][phase] for r in results]) for phase in (0, -1)]
     if len(results[0]["metrics"]) == 1:
         phases[0] = "-"
     steps = " + ".join(map(str, results[0]["steps"]))
@@ -312,12 +297,15 @@ def row(results: list[dict[str, Any]]) -> str:
     return f"{steps} | {seconds:.0f} | {phases[0]} | {phases[1]} | {1000 * ms:.0f} ms"
 
 
-def said_over_seeds(metrics: list[dict[str, float]]) -> str:
+def said_means(metrics: list[dict[str, float]]) -> str:
+    """The means of what all have."""
+    return said({name: mean(each[name] for each in metrics) for name in common_names(metrics)})
+
+
+def with_spread(metrics: list[dict[str, float]]) -> str:
     """Means, with PSNR's standard deviation where there are several."""
-    names = [name for name in METRICS if all(name in each for each in metrics)]
-    text = said({name: mean(each[name] for each in metrics) for name in names})
     spread = f" (± {stdev(each['psnr'] for each in metrics):.2f} dB)" if len(metrics) > 1 else ""
-    return text + spread
+    return said_means(metrics) + spread
 
 
 def picture(path: Path, side: int = 256) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igae_nerfstudio.errors import InputError
+from igae_nerfstudio.metrics import psnr
 
 MARGIN = 1.0
 """Latent pixels at the border of a picture that do not count where they were moved: what lies beyond is not known."""
@@ -95,18 +96,18 @@ def masked_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def warp_psnr(encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+def warp_psnr(pictures: Tensor, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
     """PSNR in dB (B,) of D(T E(x)) against T x, for a turn by 10 degrees and a shift by half a latent pixel.
 
     Args:
-        encode: E, square pictures (B, 3, n, n) in [0, 1] to latents (B, c, s, s).
-        decode: D, the way back.
-        pictures: x.
+        pictures: x, square, (B, 3, n, n) in [0, 1].
+        latents: E(x), (B, c, s, s).
+        decode: D, latents to pictures.
     """
-    latents = encode(pictures)
     side = latents.shape[-1]
     linear = _rotation(torch.tensor(math.radians(WARP_DEGREES)))
-    transform = torch.cat([linear, torch.full((2, 1), 2 * WARP_SHIFT / side)], dim=-1).expand(len(pictures), -1, -1)
-    target = moved(pictures, transform).clamp(0, 1)
-    mask = known(transform, pictures.shape[-1], side).to(pictures)
-    return -10 * torch.log10(masked_error(decode(moved(latents, transform)).clamp(0, 1), target, mask).clamp_min(1e-12))
+    transform = torch.cat([linear, torch.full((2, 1), 2 * WARP_SHIFT / side)], dim=-1)[None]
+    seen = known(transform, pictures.shape[-1], side)[0, 0].bool().to(pictures.device)
+    transforms = transform.expand(len(pictures), -1, -1)
+    decoded, target = decode(moved(latents, transforms)), moved(pictures, transforms)
+    return psnr(decoded.clamp(0, 1)[..., seen], target.clamp(0, 1)[..., seen])

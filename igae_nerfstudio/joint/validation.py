@@ -41,8 +41,9 @@ def validate(data: SceneData) -> dict[str, float]:
     if data.real is not None:
         for images in data.real.validation_batch(limit=VALIDATION_IMAGES).split(10):
             images = images.to(data.device)
-            result["real_psnr"] += psnr(data.model.decode(data.model.encode(images)).clamp(0, 1), images).tolist()
-            result["warp_psnr"] += warp_psnr(data.model.encode, data.model.decode, images).tolist()
+            latents = data.model.encode(images)
+            result["real_psnr"] += psnr(data.model.decode(latents).clamp(0, 1), images).tolist()
+            result["warp_psnr"] += warp_psnr(images, latents, data.model.decode).tolist()
     for view in shown_views(data):
         result["view_psnr"].append(float(psnr(view["autoencoded"], view["image"])))
         result["render_psnr"].append(float(psnr(view["decoded"], view["image"])))

@@ -49,9 +49,9 @@ def test_warp_psnr_is_that_of_the_decoder() -> None:
     """Nothing is lost where latents are the picture; with patches as latents, blocks turn as blocks."""
     smooth = F.interpolate(torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)), size=32, mode="bicubic")
     pictures = smooth.clamp(0, 1)
-    assert warp_psnr(lambda x: x, lambda z: z, pictures).min() > 100
-    patches = warp_psnr(lambda x: F.pixel_unshuffle(x, 8), lambda z: F.pixel_shuffle(z, 8), pictures)
-    means = warp_psnr(lambda x: F.avg_pool2d(x, 8), lambda z: F.interpolate(z, scale_factor=8.0), pictures)
+    assert warp_psnr(pictures, pictures, lambda z: z).min() > 100
+    patches = warp_psnr(pictures, F.pixel_unshuffle(pictures, 8), lambda z: F.pixel_shuffle(z, 8))
+    means = warp_psnr(pictures, F.avg_pool2d(pictures, 8), lambda z: F.interpolate(z, scale_factor=8.0))
     assert patches.shape == (2,) and patches.max() < 40 and means.max() < 40
 
 

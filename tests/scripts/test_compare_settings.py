@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
+from benchmarks.baselines import with_steps
 from igae_nerfstudio.errors import InputError
 
 SCRIPT = ROOT / "scripts" / "compare_settings.py"
@@ -78,7 +79,7 @@ def test_settings_of_a_variant_arrive(script: ModuleType, comparison: dict[str, 
     assert twin.pipeline.datamanager.train_num_rays_per_batch == 64 and twin.pipeline.model.num_samples == 4
     assert latent.pipeline.colour_head and latent.optimizers["decoder"]["optimizer"].lr == 0.01
     assert latent.pipeline.latent_supervision_lr_factor == 1  # of the preset quick
-    script.with_steps(latent, [30, 70], twin=False)
+    with_steps(latent, [30, 70])
     assert latent.resolved().max_num_iterations == 100 == latent.optimizers["fields"]["scheduler"].max_steps
 
 
