@@ -25,6 +25,7 @@ from igae_nerfstudio import method_configs
 from igae_nerfstudio.config_files import read_yaml, with_settings
 from igae_nerfstudio.figures import sheet
 from igae_nerfstudio.images import composite, read_image
+from igae_nerfstudio.presets import QUICK
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARE = 0.1
@@ -73,8 +74,8 @@ def train(scene: Path, name: str, args: argparse.Namespace, **parser: Any) -> tu
     config.output_dir, config.experiment_name, config.timestamp = args.output_dir / "runs", name, "run"
     config.vis, config.logging.local_writer.enable = "tensorboard", False
     config.steps_per_eval_batch = config.steps_per_eval_image = 10**9
-    settings = read_yaml(ROOT / "benchmarks" / "over_time.yaml")["tensorf"]["latent"]["pipeline"]
-    config.pipeline = pipeline = with_settings(config.pipeline, settings, "over_time.yaml")
+    settings = read_yaml(QUICK)["igae-tensorf"]["pipeline"]
+    config.pipeline = pipeline = with_settings(config.pipeline, settings, str(QUICK))
     pipeline.latent_supervision_steps, pipeline.rgb_alignment_steps = args.steps
     pipeline.decoder_lr_decay = 0.997
     config.optimizers["decoder"]["optimizer"].lr = 1e-3
