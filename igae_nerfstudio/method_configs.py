@@ -31,6 +31,7 @@ from igae_nerfstudio.models.instant_ngp import LatentInstantNGPConfig
 from igae_nerfstudio.models.kplanes import KPlanesModelConfig
 from igae_nerfstudio.models.latent_kplanes import LatentKPlanesConfig
 from igae_nerfstudio.models.nerfacto import LatentNerfactoConfig
+from igae_nerfstudio.models.splatfacto import LatentSplatfactoConfig
 from igae_nerfstudio.models.tensorf import LatentTensoRFConfig
 from igae_nerfstudio.models.triplanes import LatentTriPlanesConfig
 from igae_nerfstudio.models.vanilla_nerf import LatentVanillaNeRFConfig
@@ -176,6 +177,27 @@ igae_nerfacto = latent_method(
     latent_supervision_lr_factor=0.1,  # not in the paper; the official code's factor, for both phases
     rgb_alignment_lr_factor=0.1,
     mixed_precision=True,
+)
+
+igae_splatfacto = latent_method(
+    "igae-splatfacto",
+    "Gaussian splatting in an autoencoder's latent space.",
+    model=LatentSplatfactoConfig(),
+    optimizers={  # splatfacto's
+        "means": fused_adam(1.6e-4, 1.6e-6, 30_000, eps=1e-15),
+        **{
+            name: {"optimizer": FusedAdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": None}
+            for name, lr in {
+                "features_dc": 2.5e-3,
+                "features_rest": 1.25e-4,
+                "opacities": 5e-2,
+                "scales": 5e-3,
+                "quats": 1e-3,
+            }.items()
+        },
+    },
+    latent_supervision_lr_factor=1.0,  # not in the paper
+    rgb_alignment_lr_factor=1.0,
 )
 
 igae_triplanes = latent_method(

@@ -177,7 +177,12 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
     # Encoding ------------------------------------------------------------------------------------------------
 
     def encode(
-        self, autoencoder: Autoencoder, schedule: TwoPhaseSchedule, colours: bool = False, colour_rays: int = 0
+        self,
+        autoencoder: Autoencoder,
+        schedule: TwoPhaseSchedule,
+        colours: bool = False,
+        colour_rays: int = 0,
+        pictures: bool = False,
     ) -> LatentSplit:
         """Encode the training photos, or find their latents in the cache; comes before the first step.
 
@@ -188,11 +193,13 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             colour_rays: after the rays of latents, batches of latent supervision have so many of random pixels of the
                 step's photos, shared by the processes, and the `pixel_colour` (N, 3) of these. A batch has none where
                 its photos have no targets.
+            pictures: batches have latent cameras (B,) of images or windows of them in place of rays.
 
         Raises:
             InputError: patches are asked for, and the decoder looks at the whole picture.
         """
         self.autoencoder, self.schedule, self._with_colours = autoencoder, schedule, colours
+        self._pictures = pictures
         self._colour_rays = -(-colour_rays // self.processes)
         self.train_split = self._encode(self.train_dataset, "training")
         self.rays_per_step, self.patch_size, self.patch_margin = self._size_of_steps(self.train_split)
@@ -259,6 +266,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
             self.autoencoder.downscale,
             torch.cat(colours).to(self.device) if colours else None,
             None if all(bool((weight == 1).all()) for weight in weights) else torch.cat(weights).to(self.device),
+            self._pictures,
         )
 
     def _weights(self, photo: Tensor, mask: Tensor | None) -> Tensor:
@@ -300,7 +308,7 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
                 rays, batch["pixel_colour"] = joined(rays, pixel_rays), colours
         if colour_rays or not random:
             split.photos.expect(self._images_of(split.groups, step + 1))
-        self._rays_of_last_batch = rays.size
+        self._rays_of_last_batch = rays.size if isinstance(rays, RayBundle) else batch["latent"][..., 0].numel()
         return rays, batch
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from igae_nerfstudio.data.lenses import finite_rays
 
-Batch = tuple[RayBundle, dict[str, Any]]
-"""Rays and their targets."""
+Batch = tuple[Any, dict[str, Any]]
+"""Rays, or cameras where the scene model renders pictures, and their targets."""
 Photo = tuple[Tensor, Tensor | None]
 """(H, W, 3) uint8, and (H, W) bool, True where it is a target; None: everywhere."""
 
@@ -86,6 +86,8 @@ class LatentSplit:
     """(P, 3) in [0, 1], the photo averaged over the l x l pixels of a latent pixel."""
     weights: Tensor | None = None
     """(P,) in [0, 1], how much of what a latent pixel shows is a target; None: all of it everywhere."""
+    pictures: bool = False
+    """Batches of images and patches have latent cameras (B,) of these windows in place of rays."""
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -210,7 +212,17 @@ class LatentSplit:
         image = torch.searchsorted(first, pixels, right=True) - 1
         within, width = pixels - first[image], self.cameras.width[image, 0]
         row_and_column = torch.stack([within // width, within % width], dim=-1)
+        if self.pictures:
+            return self._windows(image[:, 0, 0], row_and_column), batch
         return self._rays(image, row_and_column + 0.5), batch
+
+    def _windows(self, images: Tensor, pixels: Tensor) -> Cameras:
+        """Cameras (B,) that see a window of each image (B,), whose rows and columns are (B, h, w, 2)."""
+        cameras = self.cameras[images]
+        corner = pixels[:, 0, 0].to(cameras.cx)
+        cameras.cx, cameras.cy = cameras.cx - corner[:, 1:], cameras.cy - corner[:, :1]
+        cameras.height, cameras.width = (torch.full_like(cameras.height, side) for side in pixels.shape[1:3])
+        return cameras
 
     def _rays(self, image: Tensor, coordinates: Tensor) -> RayBundle:
         """Rays of images (...) through rows and columns (..., 2), in latent pixels."""

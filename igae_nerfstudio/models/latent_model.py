@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Iterator
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.field_components.mlp import MLP
 from nerfstudio.models.base_model import Model
 from torch import Tensor, nn
 from typing_extensions import Annotated, Self
 from tyro.conf import Suppress
 
+from igae_nerfstudio.data.lenses import finite_rays
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.rendering.hash_encoding import use_fast_hash_encoding
 from igae_nerfstudio.rendering.latent_renderer import LatentRenderer
@@ -71,6 +73,8 @@ class LatentModel(_Mixed):
     config: Any
     field: Any
     renderer_rgb: Any
+    renders_pictures: ClassVar[bool] = False
+    """Whether a step takes latent cameras (B,) of whole pictures or windows of them, and not rays (R,)."""
 
     def populate_modules(self) -> None:
         with without_lpips():
@@ -86,6 +90,12 @@ class LatentModel(_Mixed):
 
     def set_training_cameras(self, cameras: Cameras) -> None:
         """Learn where the training cameras are, before the first step (Tri-Planes fit their cube to them)."""
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        """`latent` (h, w, c), `depth` and `accumulation` (h, w, 1) of a latent camera of batch shape (1,)."""
+        rays = camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box)
+        return self.get_outputs_for_camera_ray_bundle(finite_rays(rays, camera))
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         outputs = super().get_outputs(ray_bundle)  # type: ignore[safe-super]  # of the model behind the mixin

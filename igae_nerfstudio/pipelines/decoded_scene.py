@@ -25,7 +25,7 @@ from igae_nerfstudio.autoencoder.autoencoder import SEAMLESS, Decoder, decoder_m
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.data.latent_cameras import latent_view, pinhole_camera_of
-from igae_nerfstudio.data.lenses import finite_rays, pixels_per_radian
+from igae_nerfstudio.data.lenses import pixels_per_radian
 from igae_nerfstudio.errors import InputError
 
 
@@ -180,8 +180,7 @@ class DecodedScene(Model):
         """Render one camera of any size and focal length, batch shape () or (1,); `decoder` as in `decode`."""
         low, high = self.focal_range.tolist()
         view = latent_view(camera.to(self.device), self.downscale, (low, high))
-        rays = finite_rays(view.camera.generate_rays(camera_indices=0, keep_shape=True, obb_box=obb_box), view.camera)
-        outputs = self.scene.get_outputs_for_camera_ray_bundle(rays)
+        outputs = self.scene.get_outputs_for_camera(view.camera, obb_box)
         geometry = enlarged_geometry(outputs["depth"], outputs["accumulation"], self.downscale)
         latent, colour = outputs["latent"][..., : self.latent_channels], outputs["latent"][..., self.latent_channels :]
         rgb = self.decode(latent[None], decoder=decoder).permute(0, 3, 1, 2).float().clamp(0, 1)

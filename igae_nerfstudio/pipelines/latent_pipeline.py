@@ -197,7 +197,11 @@ class LatentPipeline(VanillaPipeline):
         assert self.autoencoder is not None
         with first_process_first():
             split = self.datamanager.encode(
-                self.autoencoder, self.schedule, self.config.colour_head, self.config.colour_rays
+                self.autoencoder,
+                self.schedule,
+                self.config.colour_head,
+                self.config.colour_rays,
+                self.model.scene.renders_pictures,
             )
         model, cameras = self.model, self.datamanager.train_dataset.cameras
         latents, colours = split.sample()
@@ -226,7 +230,7 @@ class LatentPipeline(VanillaPipeline):
         self.train()
         return result
 
-    def _losses(self, step: int, rays: RayBundle, batch: dict[str, Any]) -> StepResult:
+    def _losses(self, step: int, rays: RayBundle | Cameras, batch: dict[str, Any]) -> StepResult:
         """The losses of a step's phase on rays p, their latents z_p (..., c) and photos x_p, where these are targets.
 
         Equation 2 has gradients to the scene alone, equation 3 to scene and decoder.
@@ -234,7 +238,7 @@ class LatentPipeline(VanillaPipeline):
         scene = self.model.scene
         encoded = self.model.targets(batch["latent"], batch.get("colour"))  # z_p
         target = {"latent": encoded.flatten(0, -2)}
-        of_rays = scene(rays.flatten())
+        of_rays = scene(rays.flatten() if isinstance(rays, RayBundle) else rays)
         outputs = of_latent_pixels(of_rays, len(target["latent"]))  # z~_p = F_theta(p), equation 1
         compared = weighted(outputs, target, self._weights(batch))
         if self.schedule.phase(step) is Phase.LATENT_SUPERVISION:
