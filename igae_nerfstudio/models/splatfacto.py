@@ -136,7 +136,7 @@ class LatentSplatfacto(Model):
             "accumulation": accumulation,
         }
 
-    def get_outputs(self, ray_bundle: Cameras) -> dict[str, Any]:  # type: ignore[override]
+    def get_outputs(self, ray_bundle: Cameras) -> dict[str, Any]:
         """As `picture`, of latent cameras (B,) of one size, flat: `latent` (B h w, c) and so on."""
         pictures = [self.picture(ray_bundle[i : i + 1]) for i in range(len(ray_bundle))]
         return {name: torch.cat([picture[name].flatten(0, 1) for picture in pictures]) for name in pictures[0]}

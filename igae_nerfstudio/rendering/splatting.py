@@ -15,13 +15,17 @@ reaches: a latent picture has 1 / 64 of the photo's pixels, so these are few.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
+
+from igae_nerfstudio.console import warn
+from igae_nerfstudio.errors import InputError, one_line
 
 BLUR = 0.3
 """Variance that each splat is widened by, in square pixels."""
@@ -29,6 +33,10 @@ LEAST_ALPHA = 1 / 255
 MOST_ALPHA = 0.999
 NEAR = 0.01
 """Gaussians nearer to the camera's plane are not seen, in scene units."""
+MOST_PAIRS = 50_000_000
+"""Pairs of a Gaussian and a pixel in one picture."""
+GSPLAT_CHANNELS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)
+"""Channels for which all versions of gsplat have kernels; more are rendered 32 at a time."""
 BEYOND_EDGE = 0.3
 """The projection is linearised at a point no further outside the picture than so much of half its size."""
 
@@ -204,13 +212,18 @@ def reached_pixels(means: Tensor, conics: Tensor, limits: Tensor, reach: Tensor,
     last = (means + reach - 0.5).floor().clamp_min(-1).minimum(size - 1).long()
     columns, rows = (last - first + 1).clamp_min(0).unbind(-1)
     counts = columns * rows
+    if (pairs := int(counts.sum())) > MOST_PAIRS:
+        raise InputError(
+            f"{len(means):,} Gaussians and {width} x {height} latent pixels make {pairs:,} pairs, more than memory is "
+            f"planned for ({MOST_PAIRS:,}); lower --pipeline.model.num-gaussians or take smaller photos"
+        )
     splat = torch.arange(len(means), device=means.device).repeat_interleave(counts)
     place = torch.arange(len(splat), device=means.device) - of_pairs(counts.cumsum(0) - counts, splat)
     across = of_pairs(columns, splat)
     down = place // across
     column, row = of_pairs(first[:, 0], splat) + place - down * across, of_pairs(first[:, 1], splat) + down
-    offsets = [at + 0.5 - of_pairs(means[:, i], splat) for i, at in enumerate((column, row))]
-    inside = squared_deviations(*offsets, conics, splat) <= of_pairs(limits, splat)
+    dx, dy = (at + 0.5 - of_pairs(means[:, i], splat) for i, at in enumerate((column, row)))
+    inside = squared_deviations(dx, dy, conics, splat) <= of_pairs(limits, splat)
     splat, (pixel, sorting) = splat[inside], (row * width + column)[inside].int().sort(stable=True)
     by_splat = torch.empty_like(sorting)
     by_splat[sorting] = torch.arange(len(sorting), device=means.device)
@@ -270,8 +283,61 @@ def rasterize(gaussians: Gaussians, camera: Cameras, blur: float = BLUR) -> tupl
 
     Features are those of the Gaussians alone, with nothing behind them; depth is the mean distance of what is seen,
     in scene units.
+
+    Raises:
+        InputError: the Gaussians reach so many pixels that memory would end.
     """
-    splats = project(gaussians, camera, blur)
-    values = torch.cat([gaussians.features, splats.distances[:, None]], dim=-1)
-    picture, accumulation = composite(splats, values, int(camera.width), int(camera.height))
+    width, height = int(camera.width), int(camera.height)
+    if gaussians.means.is_cuda and (kernels := gsplat_kernels()) is not None:
+        distances = (gaussians.means - camera.camera_to_worlds[0, :, 3]).norm(dim=-1)
+        values = torch.cat([gaussians.features, distances[:, None]], dim=-1)
+        picture, accumulation = _with_gsplat(kernels, replace(gaussians, features=values), camera, blur)
+    else:
+        splats = project(gaussians, camera, blur)
+        values = torch.cat([gaussians.features, splats.distances[:, None]], dim=-1)
+        picture, accumulation = composite(splats, values, width, height)
     return picture[..., :-1], picture[..., -1:] / accumulation.clamp_min(1e-6), accumulation
+
+
+@lru_cache(maxsize=1)
+def gsplat_kernels() -> Callable[..., Any] | None:
+    """gsplat's `rasterization`, tried on one Gaussian, as it is compiled when it is first used; None: not here."""
+    try:
+        from gsplat import rasterization
+
+        one, device = torch.ones(1, 3, device="cuda"), torch.device("cuda")
+        camera = Cameras(torch.eye(4)[None, :3], 4.0, 4.0, 2.0, 2.0, width=4, height=4).to(device)
+        ahead = Gaussians(-one, one, torch.ones(1, 4, device=device), one[0, :1], one)
+        _with_gsplat(rasterization, ahead, camera, BLUR)
+    except Exception as error:
+        warn(f"gsplat's kernels do not work here ({one_line(error)[:200]}); slower PyTorch code takes their place.")
+        return None
+    return rasterization
+
+
+def _with_gsplat(
+    rasterization: Callable[..., Any], gaussians: Gaussians, camera: Cameras, blur: float
+) -> tuple[Tensor, Tensor]:
+    """As `composite`, for gsplat 1.4.0 to 1.5.3."""
+    rotation, translation = world_to_camera(camera)
+    view, intrinsics = torch.eye(4).to(rotation), torch.eye(3).to(rotation)
+    view[:3, :3], view[:3, 3] = rotation, translation
+    intrinsics[0, 0], intrinsics[1, 1] = camera.fx[0, 0], camera.fy[0, 0]
+    intrinsics[0, 2], intrinsics[1, 2] = camera.cx[0, 0], camera.cy[0, 0]
+    channels = gaussians.features.shape[-1]
+    width = next((size for size in GSPLAT_CHANNELS if size >= channels), -(-channels // 32) * 32)
+    picture, accumulation, _ = rasterization(
+        gaussians.means,
+        gaussians.quats,
+        gaussians.scales,
+        gaussians.opacities,
+        F.pad(gaussians.features, (0, width - channels)),
+        view[None],
+        intrinsics[None],
+        int(camera.width),
+        int(camera.height),
+        near_plane=NEAR,
+        eps2d=blur,
+        rasterize_mode="antialiased",
+    )
+    return picture[0, ..., :channels], accumulation[0]
