@@ -184,6 +184,7 @@ SMALL = {
         "num_nerf_samples_per_ray": 8,
         "num_proposal_samples_per_ray": (16, 8),
     },
+    "splatfacto": {"num_gaussians": 150, "relocate_every": 2},
     "triplanes": {"resolution": 12, "features": 4, "hidden": 8, "samples": 8, "importance_samples": 8},
 }
 """Settings that make each method small."""

@@ -15,6 +15,7 @@ METHODS = [
     "igae-kplanes",
     "igae-kplanes-rgb",
     "igae-nerfacto",
+    "igae-splatfacto",
     "igae-triplanes",
 ]
 

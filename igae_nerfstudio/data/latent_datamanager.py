@@ -62,7 +62,8 @@ class LatentDataManagerConfig(VanillaDataManagerConfig):
     """B, latent images per training step (paper, table 11: 4)."""
     random_latent_rays: int | None = None
     """Latent supervision on so many random rays of all images instead of B images; 0: whole images. None: 1,024 where
-    B images have more, as those of more than 128 x 128 pixels have. Several devices share them."""
+    B images have more, as those of more than 128 x 128 pixels have. Several devices share them. A method that renders
+    pictures takes them as a square window of each of the B images."""
     alignment_patch_size: int | None = None
     """RGB alignment on patches of so many latent pixels a side, plus the margin that the decoder looks at; 0: whole
     images. None: where B images have more than 1,024 latent pixels, patches of 16 a side with their margin, unless the
@@ -296,7 +297,9 @@ class LatentDataManager(VanillaDataManager[PhotoDataset]):
         supervision = self.schedule.phase(step) is Phase.LATENT_SUPERVISION
         colour_rays = self._colour_rays if supervision else 0
         random = supervision and self.rays_per_step > 0
-        if random:
+        if random and self._pictures:
+            rays, batch = split.latent_windows(indices, max(1, self.rays_per_step // self.processes), generator)
+        elif random:
             rays, batch = split.random_rays(max(1, self.rays_per_step // self.processes), generator)
         elif not supervision and self.patch_size:
             rays, batch = split.patches(indices, self.patch_size, self.patch_margin, generator, self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,6 +180,17 @@ class LatentSplit:
         targets = self._targets
         chosen = torch.randint(len(self.latents if targets is None else targets), (count,), generator=generator)
         return self._latents(chosen if targets is None else targets[chosen.to(targets.device)])
+
+    def latent_windows(self, indices: Sequence[int], pixels: int, generator: torch.Generator) -> Batch:
+        """Random square windows (B, n, n) of images of one size, of so many latent pixels in all, without photos."""
+        height, width = self.sizes[indices[0]]
+        side = max(1, math.isqrt(pixels // len(indices)))
+        windows = []
+        for index in indices:
+            rows, _ = _window(height, side, 0, generator)
+            columns, _ = _window(width, side, 0, generator)
+            windows.append(self._first[index] + rows[:, None] * width + columns)
+        return self._latents(torch.stack(windows))
 
     def photo_pixels(self, indices: Sequence[int], count: int, generator: torch.Generator) -> tuple[RayBundle, Tensor]:
         """Rays (N,) through random pixels of these photos, as many of each, and the pixels' colours (N, 3) in [0, 1].

@@ -163,6 +163,10 @@ class LatentPipeline(VanillaPipeline):
                 "positive number"
             )
         super().__init__(config, device, test_mode, **kwargs)  # datamanager and scene model
+        if config.colour_rays and self._model.renders_pictures:
+            raise InputError(
+                "--pipeline.colour-rays is for methods of rays; igae-splatfacto renders pictures: set it to 0"
+            )
         self.schedule = config.schedule()
         # Neither is a module: the untouched autoencoder and LPIPS stay out of the checkpoint.
         self.autoencoder = _autoencoder_for(config.autoencoder, device, test_mode)
@@ -187,10 +191,13 @@ class LatentPipeline(VanillaPipeline):
         else:
             decoder = decoder_from_architecture(architecture)
         normalizer = LatentNormalizer(latent_channels, self.config.latent_normalization)
+        parts = (scene, decoder, normalizer, architecture, downscale, self.config.colour_head)
         # The abstract methods about losses and metrics are the pipeline's here.
-        return DecodedScene(  # type: ignore[abstract]
-            scene, decoder, normalizer, architecture, downscale, self.config.colour_head
-        )
+        if self.test_mode == "inference" and hasattr(scene, "gauss_params"):  # ns-export, or ns-render
+            from igae_nerfstudio.pipelines.exported_splats import ExportedSplats
+
+            return ExportedSplats(self.datamanager.train_dataset.cameras, *parts)
+        return DecodedScene(*parts)  # type: ignore[abstract]
 
     def _encode_photos(self) -> None:
         """Encode the training photos and fit everything that is fixed for the scene."""

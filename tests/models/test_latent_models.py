@@ -121,7 +121,9 @@ def test_empty_space_renders_the_latent_background(
     config = latent_config(method, blender_scene, autoencoder_dir, tmp_path)
     pipeline = config.pipeline.setup(device="cpu")
     scene = pipeline.model.eval().scene
-    if method == "instant_ngp":
+    if method == "splatfacto":
+        scene.gauss_params["opacities"].data.fill_(-100)
+    elif method == "instant_ngp":
         scene.occupancy_grid.binaries.zero_()
     elif method == "triplanes":
         last = scene.renderer.decoder[-1]
