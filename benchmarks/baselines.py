@@ -21,6 +21,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 
 from benchmarks.bench import OVER_TIME, Cell
+from benchmarks.rgb_splatfacto import RGBSplatfactoConfig
 from igae_nerfstudio import method_configs
 from igae_nerfstudio.config_files import read_yaml, with_settings
 from igae_nerfstudio.engine.trainer import default_device
@@ -60,6 +61,13 @@ def rgb_config(cell: Cell, latent: Any) -> Any:
     methods: dict[str, Any] = {**nerfstudio_methods, "kplanes": method_configs.igae_kplanes_rgb.config}
     config = deepcopy(methods[cell.method])
     model = config.pipeline.model
+    if cell.method == "splatfacto":  # whole pictures in place of rays
+        config.pipeline.datamanager.cache_images_type = "float32"
+        if cell.baseline == "twin":
+            config.pipeline.model = RGBSplatfactoConfig()
+            config.optimizers = {name: group for name, group in latent.optimizers.items() if name != "decoder"}
+        config.machine.device_type = default_device()
+        return config
     if cell.baseline == "twin":
         config.optimizers = {name: group for name, group in latent.optimizers.items() if name != "decoder"}
         if cell.method == "tensorf":

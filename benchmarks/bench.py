@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Literal, Sequence
 
+import torch
 import tyro
 
 from igae_nerfstudio.config_files import read_yaml, to_plain
 from igae_nerfstudio.errors import InputError, reported_in_one_line
 
-Method = Literal["tensorf", "kplanes", "instant-ngp", "vanilla-nerf"]
+Method = Literal["tensorf", "kplanes", "instant-ngp", "vanilla-nerf", "splatfacto"]
 Baseline = Literal["stock", "twin", "latent"]
 
 BASELINES: dict[Method, tuple[Baseline, ...]] = {
@@ -25,8 +26,9 @@ BASELINES: dict[Method, tuple[Baseline, ...]] = {
     "kplanes": ("twin", "latent"),
     "instant-ngp": ("stock", "twin", "latent"),
     "vanilla-nerf": ("twin", "latent"),
+    "splatfacto": ("stock", "twin", "latent") if torch.cuda.is_available() else ("twin", "latent"),
 }
-"""Nerfstudio has no K-Planes, and vanilla NeRF has no faster parts: no stock apart from the twin."""
+"""Nerfstudio has no K-Planes, its splatfacto needs CUDA, and vanilla NeRF has no faster parts: no stock but the twin."""
 
 PATH = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
 """Where a process of its own finds this package, which is not installed."""

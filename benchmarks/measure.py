@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterable
 
 import torch
 import tyro
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.trainer import TrainerConfig
 from torch import Tensor
@@ -137,7 +138,11 @@ def rays_and_activations(training: Training, step: int) -> tuple[int, int]:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    hook = training.scene.register_forward_pre_hook(lambda module, inputs: rays.append(inputs[0].size))
+    def count(module: Any, inputs: tuple[Any, ...]) -> None:
+        seen = inputs[0]  # rays, or cameras of whole pictures
+        rays.append(int((seen.height * seen.width).sum()) if isinstance(seen, Cameras) else seen.size)
+
+    hook = training.scene.register_forward_pre_hook(count)
     with hook, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         training.steps([step])
     own = {value.untyped_storage().data_ptr() for value in training.pipeline.parameters()}
@@ -153,6 +158,8 @@ def picture_seconds(training: Training, at_least: float) -> dict[str, float]:
         latent = model.render(camera).latent[None]
         decode = seconds_of(lambda: model.decode(latent), at_least)
         return {"picture": seconds_of(lambda: model.get_outputs_for_camera(camera), at_least), "decode": decode}
+    if hasattr(model, "gauss_params"):
+        return {"picture": seconds_of(lambda: model.get_outputs_for_camera(camera), at_least)}
     rays = camera.generate_rays(camera_indices=0, keep_shape=True)
     height, width = rays.shape
     count = min(height, -(-RENDER_RAYS // width))

@@ -75,7 +75,7 @@ class Comparison:
     """Every scene with every method and variant, for every seed."""
 
     scenes: dict[str, Scene] = field(default_factory=dict)
-    methods: list[Literal["tensorf", "kplanes", "instant-ngp"]] = field(default_factory=lambda: ["tensorf"])
+    methods: list[Literal["tensorf", "kplanes", "instant-ngp", "splatfacto"]] = field(default_factory=lambda: ["tensorf"])
     variants: dict[str, Variant] = field(default_factory=dict)
     cpu_seconds: float = 200.0
     """Of set-up and training together."""

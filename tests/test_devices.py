@@ -12,6 +12,7 @@ from emulated_cuda import CudaTensor, emulated_cuda
 from torch import nn
 
 from igae_nerfstudio.models.latent_model import LatentModel
+from igae_nerfstudio.rendering import splatting
 from igae_nerfstudio.rendering.occupancy_marching import render_weights
 
 
@@ -66,11 +67,25 @@ def test_the_emulation_computes_and_learns() -> None:
         torch.testing.assert_close((layer.weight.detach().cpu() - before).abs(), torch.full((2, 3), 0.1))
 
 
+def emulated_rasterization(means, quats, scales, opacities, colors, viewmats, Ks, width, height, **settings):
+    """gsplat's `rasterization` for round Gaussians: its kernels are not emulated."""
+    points = means @ viewmats[0, :3, :3].T + viewmats[0, :3, 3]
+    order = points[:, 2].argsort()
+    u, v, depth = (points @ Ks[0].T)[order].unbind(-1)
+    variance = (scales.mean(dim=-1)[order] * Ks[0, 0, 0] / depth).square() + settings["eps2d"]
+    rows, columns = torch.arange(height, device=u.device) + 0.5, torch.arange(width, device=u.device) + 0.5
+    squares = (rows[:, None, None] - v / depth).square() + (columns[None, :, None] - u / depth).square()
+    alpha = opacities[order] * (-squares / variance / 2).exp() * (depth > settings["near_plane"])
+    weights = alpha * torch.cat([torch.ones_like(alpha[..., :1]), (1 - alpha)[..., :-1]], dim=-1).cumprod(dim=-1)
+    return (weights @ colors[order])[None], weights.sum(dim=-1, keepdim=True)[None], {}
+
+
 @pytest.mark.parametrize("method", LATENT_METHODS)
 def test_training_evaluation_and_checkpoints(
-    method: str, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path
+    method: str, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both phases with the method's mixed precision; a CPU continues and renders what the GPU left."""
+    monkeypatch.setattr(splatting, "gsplat_kernels", lambda: emulated_rasterization)
     steps = {"latent_supervision_steps": 3, "rgb_alignment_steps": 3}
     config = latent_config(method, blender_scene, autoencoder_dir, tmp_path, **steps)
     config.machine.device_type = "cuda"

@@ -89,7 +89,7 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 def world_to_camera(camera: Cameras) -> tuple[Tensor, Tensor]:
     """R (3, 3) and t (3,) with R p + t right, down and ahead of a camera of batch shape (1,)."""
     pose = camera.camera_to_worlds[0]
-    rotation = (pose[:, :3] * pose.new_tensor([1.0, -1.0, -1.0])).T  # Nerfstudio's cameras look along -z, with y up
+    rotation = torch.stack([pose[:, 0], -pose[:, 1], -pose[:, 2]])  # Nerfstudio's cameras look along -z, with y up
     return rotation, -rotation @ pose[:, 3]
 
 
