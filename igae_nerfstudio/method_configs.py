@@ -1,6 +1,7 @@
 """Start here: the methods that `ns-train` knows once this package is installed.
 
-    igae-vanilla-nerf   igae-instant-ngp   igae-tensorf   igae-kplanes   igae-nerfacto   igae-triplanes
+    igae-vanilla-nerf   igae-instant-ngp   igae-tensorf   igae-kplanes   igae-nerfacto   igae-splatfacto
+    igae-triplanes
         scene models in the latent space of an image autoencoder (`models/`), trained in two phases
         (`pipelines/latent_pipeline.py`) on cached latents (`data/`)
     igae-kplanes-rgb
