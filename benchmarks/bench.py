@@ -28,7 +28,7 @@ BASELINES: dict[Method, tuple[Baseline, ...]] = {
     "vanilla-nerf": ("twin", "latent"),
     "splatfacto": ("stock", "twin", "latent") if torch.cuda.is_available() else ("twin", "latent"),
 }
-"""Nerfstudio has no K-Planes, its splatfacto needs CUDA, and vanilla NeRF has no faster parts: no stock but the twin."""
+"""Nerfstudio has no K-Planes, its splatfacto needs CUDA, vanilla NeRF has no faster parts: no stock but the twin."""
 
 PATH = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
 """Where a process of its own finds this package, which is not installed."""

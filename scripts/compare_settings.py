@@ -44,6 +44,9 @@ REHEARSAL = 0.25
 METRICS = {"psnr": "{:.2f}", "ssim": "{:.3f}", "lpips": "{:.3f}", "lpips_vgg": "{:.3f}"}
 
 
+Method = Literal["tensorf", "kplanes", "instant-ngp", "splatfacto"]
+
+
 @dataclass
 class Scene:
     """Where a scene is, and how Nerfstudio reads it."""
@@ -75,7 +78,7 @@ class Comparison:
     """Every scene with every method and variant, for every seed."""
 
     scenes: dict[str, Scene] = field(default_factory=dict)
-    methods: list[Literal["tensorf", "kplanes", "instant-ngp", "splatfacto"]] = field(default_factory=lambda: ["tensorf"])
+    methods: list[Method] = field(default_factory=lambda: ["tensorf"])
     variants: dict[str, Variant] = field(default_factory=dict)
     cpu_seconds: float = 200.0
     """Of set-up and training together."""

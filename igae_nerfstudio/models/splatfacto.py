@@ -47,14 +47,15 @@ class LatentSplatfactoConfig(LatentModelConfig, ModelConfig):
     _target: type = field(default_factory=lambda: LatentSplatfacto)
     num_gaussians: int | None = None
     """N; None: the preset's (paper: 20,000, fast: 3,000)."""
-    sh_degree: Literal[0, 1] = 0
-    """1: latents also change linearly with the direction of view."""
+    sh_degree: Literal[0, 1] = 1
+    """1: latents also change linearly with the direction of view; 0: they do not."""
     relocate_every: int = 100
     """Steps after which Gaussians of next to no opacity move to places of others."""
     relocate_until: float = 0.8
     """The part of the training after which Gaussians stay."""
-    noise: float = 5e5
-    """How far Gaussians of little opacity wander, as a factor on the learning rate of the means."""
+    noise: float = 3e3
+    """How far Gaussians of little opacity wander, as a factor on the learning rate of the means. (gsplat has 5e5, for
+    Gaussians as small as a photo's pixels.)"""
     enable_collider: bool = False
     """There are no rays."""
     loss_coefficients: dict[str, float] = to_immutable_dict({"latent_loss": 1.0, "opacity": 1e-3, "scale": 1e-3})
