@@ -20,7 +20,7 @@ from test_many_scenes import words
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
-from igae_nerfstudio.config_files import read_yaml, with_settings
+from igae_nerfstudio.config_files import read_yaml, to_plain, with_settings
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.joint import fit as module
 from igae_nerfstudio.joint import scenes_command as command
@@ -296,13 +296,19 @@ def test_damaged_files_are_named(data: Path, tmp_path: Path) -> None:
 
 
 def test_files_of_earlier_versions(data: Path, tmp_path: Path) -> None:
-    """`fit` was `exploit`, and plain planes had an entry of shared ones without numbers."""
+    """`fit` was `exploit`, plain planes had an entry of shared ones without numbers, and there were fewer settings."""
     shared = train(data, tmp_path / "shared", {"micro_macro": {"shared_planes": 0}})
     content = torch.load(shared / "shared.pt", weights_only=True)
     content["config"]["exploit"] = content["config"].pop("fit")
     torch.save({**content, "planes": {"shared": torch.zeros(0, 3, 0, 8, 8)}}, shared / "shared.pt")
     assert SharedBasis.load(shared).config.fit == small_config().fit
     assert load_scene(shared / "scenes" / "a").planes.shape == (3, 8, 8, 8)
+    basis, settings = SharedBasis.load(shared), to_plain(small_config())
+    del settings["transforms"]
+    (tmp_path / "job.json").write_text(json.dumps({"shared_sha256": basis.sha256, "settings": settings}))
+    module._check_same_job(tmp_path, small_config(), basis)
+    with pytest.raises(InputError, match=r"other settings \(transforms.shift\)"):
+        module._check_same_job(tmp_path, small_config({"transforms": {"shift": 0.5}}), basis)
 
 
 def test_the_command_from_end_to_end(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -326,6 +326,21 @@ def test_a_checkpoint_of_another_configuration_is_refused(data: dict[str, Path],
         train(data, tmp_path, small_config(rgb=0.5))
 
 
+def test_a_setting_that_is_newer_than_the_checkpoint_counts_as_its_default(
+    data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A group, and a setting of a group, that the version which wrote the file did not have."""
+    train(data, tmp_path)
+    path = tmp_path / "checkpoint" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    del state["config"]["transforms"], state["config"]["weights"]["equivariance_latent"]
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"other settings \(weights.equivariance_latent\)"):
+        train(data, tmp_path, small_config(equivariance_latent=1.0))
+    train(data, tmp_path)
+    assert "Going on with stage 2 after step 6" in capsys.readouterr().out
+
+
 def test_bad_input(data: dict[str, Path], tmp_path: Path) -> None:
     config = small_config()
     config.data.view_size = 44
