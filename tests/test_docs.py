@@ -17,7 +17,7 @@ from typing import Any, Iterator
 
 import numpy as np
 import pytest
-from command_server import CommandServer
+from command_server import command_scripts
 from conftest import ROOT, look_at_origin, write_blender_scene, write_nerfstudio_scene
 from PIL import Image
 
@@ -70,7 +70,7 @@ def write_colmap_scene(folder: Path, count: int = 10, size: int = 48) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A folder in which the documents' commands find what they name, and the environment to run them in."""
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     folder = tmp_path_factory.mktemp("docs")
@@ -84,11 +84,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     write_nerfstudio_scene(work / "my-ngp", photos(20))
     quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
     environment = {**os.environ, **quiet, "XDG_CACHE_HOME": str(folder / "cache")}
-    server = CommandServer(folder / "server", environment, {"ns-train": SHORT.split()})
-    (server.bin / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
-    path = [str(server.bin), str(Path(sys.executable).parent), os.environ["PATH"]]
-    yield work, {**environment, "PATH": os.pathsep.join(path)}
-    server.close()
+    scripts = command_scripts(folder / "bin", {"ns-train": SHORT.split()})
+    (scripts / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    path = [str(scripts), str(Path(sys.executable).parent), os.environ["PATH"]]
+    return work, {**environment, "PATH": os.pathsep.join(path)}
 
 
 @pytest.fixture(scope="module")
