@@ -78,13 +78,23 @@ def to_plain(config: Any) -> dict[str, Any]:
     return TypeAdapter(dict).dump_python(dataclasses.asdict(config), mode="json")
 
 
-def differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Names, joined by dots, of the settings in which two nested dictionaries differ."""
+def differing(
+    one: dict[str, Any], other: dict[str, Any], default: dict[str, Any] | None = None, prefix: str = ""
+) -> list[str]:
+    """Names, joined by dots, of the settings in which two nested dictionaries differ.
+
+    Args:
+        one: such as the settings of a file.
+        other: such as those of a command.
+        default: counts for what one of them lacks, such as a setting that is newer than the file.
+        prefix: of the names.
+    """
     names: list[str] = []
     for key in {**one, **other}:
-        a, b = one.get(key), other.get(key)
+        usual = (default or {}).get(key)
+        a, b = one.get(key, usual), other.get(key, usual)
         if isinstance(a, dict) and isinstance(b, dict):
-            names += differing(a, b, f"{prefix}{key}.")
+            names += differing(a, b, usual, f"{prefix}{key}.")
         elif a != b:
             names.append(f"{prefix}{key}")
     return names

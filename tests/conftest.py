@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
+import lpips
 import numpy as np
 import pytest
 import safetensors.torch  # noqa: F401  older diffusers use it without importing it
 import torch
+from command_server import without_weights
 from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for a hub
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))  # its list of fonts takes seconds
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_SCENE = ROOT / "demo" / "lighthouse"
 SHARED = ROOT.parent / "shared"
@@ -34,6 +37,12 @@ def _few_threads() -> None:
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's latent cache is neither read nor written."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are not part of the repository, and no test fetches them."""
+    monkeypatch.setattr(lpips, "LPIPS", without_weights)
 
 
 @contextmanager

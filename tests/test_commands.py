@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_server import CommandServer
-from conftest import write_blender_scene
+from command_server import command_scripts, server_folder
+from conftest import tiny_autoencoder, write_blender_scene, write_nerfstudio_scene
 from PIL import Image
 
 TRAIN = """
@@ -31,17 +29,14 @@ TRAIN = """
 
 
 @lru_cache(maxsize=1)
-def server() -> CommandServer:
-    """Of this process; it has imported Nerfstudio."""
-    folder = Path(tempfile.mkdtemp())
-    started = CommandServer(folder / "server", offline(folder))
-    atexit.register(started.close)
-    return started
+def scripts() -> Path:
+    """Folder of this process's commands."""
+    return command_scripts(server_folder() / f"bin-{os.getpid()}")
 
 
 def command(*words: str | Path, cwd: Path, timeout: int = 600, check: bool = True) -> subprocess.CompletedProcess:
     """A console script, offline, as a process of its own that starts in a moment."""
-    script = server().bin / str(words[0])
+    script = scripts() / str(words[0])
     result = subprocess.run(
         [str(script), *map(str, words[1:])],
         cwd=cwd,
@@ -70,8 +65,6 @@ def offline(home: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A finished run of 6 + 6 steps whose autoencoder has been moved away since."""
-    from conftest import tiny_autoencoder
-
     folder = tmp_path_factory.mktemp("commands")
     scene = write_blender_scene(folder / "scene")
     tiny_autoencoder().save_pretrained(folder / "autoencoder")
@@ -155,7 +148,7 @@ def test_ns_render_trajectories(run: dict[str, Path], trajectory: str) -> None:
             "latent",
         ]
     env = offline(folder)
-    script = server().bin / "ns-render"
+    script = scripts() / "ns-render"
     words = [
         script,
         trajectory,
@@ -271,3 +264,34 @@ def test_bad_input_ends_in_one_line(run: dict[str, Path]) -> None:
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("igae-nerfstudio: --pipeline.rgb-alignment-steps is 0")
+
+
+def test_every_command_after_training_on_a_dataset_without_a_test_split(tmp_path: Path) -> None:
+    """And with one evaluation photo, which is evaluated, while films move between the training cameras."""
+    tiny_autoencoder().save_pretrained(tmp_path / "autoencoder")
+    lists = {"train_filenames": [f"images/{i:04d}.png" for i in range(4)], "val_filenames": ["images/0004.png"]}
+    data = write_nerfstudio_scene(
+        tmp_path / "scene", [np.full((32, 40, 3), 20 * i, np.uint8) for i in range(5)], **lists
+    )
+    words = ["ns-train", "igae-tensorf", "--data", data, *TRAIN.split(), "--timestamp", "run"]
+    words += ["--output-dir", tmp_path / "runs", "--pipeline.autoencoder.name-or-path", tmp_path / "autoencoder"]
+    words += ["--pipeline.latent-supervision-steps", "2", "--pipeline.rgb-alignment-steps", "2"]
+    out = command(*words, cwd=tmp_path).stdout
+    assert out.count("'val' (1 photo) takes the place of 'test'") == 1
+    assert out.index("takes the place of") < out.index("Training images")
+    config = tmp_path / "runs" / "scene" / "igae-tensorf" / "run" / "config.yml"
+    assert "DatasetReader" not in config.read_text()
+
+    command("ns-eval", "--load-config", config, "--output-path", tmp_path / "eval.json", cwd=tmp_path)
+    assert set(json.loads((tmp_path / "eval.json").read_text())["results"]["per_image"]) == {"0004.png"}
+    for gone in (False, True):
+        if gone:
+            data.rename(tmp_path / "moved")
+        film = tmp_path / f"film-{gone}"
+        words = ["ns-render", "interpolate", "--load-config", config, "--output-path", film]
+        command(*words, "--interpolation-steps", "2", "--output-format", "images", cwd=tmp_path)
+        assert len(list(film.glob("*.jpg"))) == 3 * 2
+    (tmp_path / "moved").rename(data)
+    words = ["ns-render", "dataset", "--load-config", config, "--split", "train+test"]
+    command(*words, "--output-path", tmp_path / "views", "--rendered-output-names", "rgb", cwd=tmp_path)
+    assert [len(list((tmp_path / "views" / split).rglob("*.jpg"))) for split in ("train", "test")] == [4, 1]

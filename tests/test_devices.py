@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LATENT_METHODS, latent_config
+from conftest import LATENT_METHODS, latent_config, write_blender_scene
 from emulated_cuda import CudaTensor, emulated_cuda
 from torch import nn
 
@@ -82,14 +82,15 @@ def emulated_rasterization(means, quats, scales, opacities, colors, viewmats, Ks
 
 @pytest.mark.parametrize("method", LATENT_METHODS)
 def test_training_evaluation_and_checkpoints(
-    method: str, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, autoencoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both phases with the method's mixed precision; a CPU continues and renders what the GPU left."""
     monkeypatch.setattr(splatting, "gsplat_kernels", lambda: emulated_rasterization)
-    steps = {"latent_supervision_steps": 3, "rgb_alignment_steps": 3}
-    config = latent_config(method, blender_scene, autoencoder_dir, tmp_path, **steps)
+    scene = write_blender_scene(tmp_path / "scene", counts=(4, 1, 1))
+    steps = {"latent_supervision_steps": 2, "rgb_alignment_steps": 2}
+    config = latent_config(method, scene, autoencoder_dir, tmp_path, **steps)
     config.machine.device_type = "cuda"
-    config.steps_per_eval_image, config.steps_per_eval_all_images, config.steps_per_save = 2, 5, 3
+    config.steps_per_eval_image, config.steps_per_eval_all_images, config.steps_per_save = 2, 3, 2
     with emulated_cuda() as device:
         trainer = config.setup()
         trainer.setup()
@@ -100,19 +101,19 @@ def test_training_evaluation_and_checkpoints(
         pipeline = trainer.pipeline.eval()
         tensors = [*pipeline.parameters(), *pipeline.buffers()]
         assert all(tensor.device == device for tensor in tensors)
-        assert len(losses) == 6 and all(bool(x.isfinite()) for terms in losses for x in terms.values())
+        assert len(losses) == 4 and all(bool(x.isfinite()) for terms in losses for x in terms.values())
         camera = pipeline.datamanager.eval_dataset.cameras[0:1].to(device)
         picture = pipeline.model.get_outputs_for_camera(camera)
         assert all(value.device == device and value.dtype == torch.float32 for value in picture.values())
         metrics = pipeline.get_average_eval_image_metrics()
         assert metrics["psnr"] > 0 and metrics["autoencoder_psnr"] > 0
         expected = picture["rgb"].cpu()
-    resumed = latent_config(method, blender_scene, autoencoder_dir, tmp_path, **steps)
+    resumed = latent_config(method, scene, autoencoder_dir, tmp_path, **steps)
     resumed.load_dir = trainer.checkpoint_dir
     resumed.mixed_precision = False
     trainer = resumed.setup()
     trainer.setup()
-    assert trainer._start_step == 6
+    assert trainer._start_step == 4
     model: LatentModel = trainer.pipeline.model.eval()
     torch.testing.assert_close(model.get_outputs_for_camera(camera.to("cpu"))["rgb"], expected, atol=1e-4, rtol=1e-3)
 

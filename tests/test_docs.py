@@ -1,13 +1,14 @@
 """The documents are true: their commands and examples run, and their excerpts are the source.
 
-A shell block after the line `<!-- runnable -->` runs as it stands, in a folder that holds the repository's `demo` and
-`configs` and one small scene of each kind that the README names; only `ns-train` is shortened to a few small steps. A
-Python block runs there too, after the blocks before it and with their variables; what it prints must be the text block
-after `<!-- output -->`, if there is one.
+A shell block after the line `<!-- runnable -->` runs as it stands, in a folder that holds the repository's `configs`,
+every fourth view of its `demo` and one small scene of each kind that the README names; only `ns-train` is shortened to
+a few small steps. A Python block runs there too, after the blocks before it and with their variables; what it prints
+must be the text block after `<!-- output -->`, if there is one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -17,8 +18,8 @@ from typing import Any, Iterator
 
 import numpy as np
 import pytest
-from command_server import CommandServer
-from conftest import ROOT, look_at_origin, write_blender_scene, write_nerfstudio_scene
+from command_server import command_scripts
+from conftest import DEMO_SCENE, ROOT, look_at_origin, write_blender_scene, write_nerfstudio_scene
 from PIL import Image
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,26 +70,38 @@ def write_colmap_scene(folder: Path, count: int = 10, size: int = 48) -> None:
     (model / "images.txt").write_text("\n".join(lines) + "\n")
 
 
+def write_part_of_demo(folder: Path) -> None:
+    """Every fourth view."""
+    for split in ("train", "val", "test"):
+        meta = json.loads((DEMO_SCENE / f"transforms_{split}.json").read_text())
+        meta["frames"] = meta["frames"][::4]
+        (folder / split).mkdir(parents=True)
+        (folder / f"transforms_{split}.json").write_text(json.dumps(meta))
+        for frame in meta["frames"]:
+            picture = f"{frame['file_path']}.png"
+            (folder / picture).symlink_to(DEMO_SCENE / picture)
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A folder in which the documents' commands find what they name, and the environment to run them in."""
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     folder = tmp_path_factory.mktemp("docs")
     work = folder / "work"
     work.mkdir()
-    for name in ("demo", "configs", "scripts"):
+    for name in ("configs", "scripts"):
         (work / name).symlink_to(ROOT / name)
+    write_part_of_demo(work / "demo" / "lighthouse")
     write_nerfstudio_scene(work / "my-photos", photos(10))
     write_blender_scene(work / "my-render")
     write_colmap_scene(work / "my-sparse")
     write_nerfstudio_scene(work / "my-ngp", photos(20))
     quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
     environment = {**os.environ, **quiet, "XDG_CACHE_HOME": str(folder / "cache")}
-    server = CommandServer(folder / "server", environment, {"ns-train": SHORT.split()})
-    (server.bin / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
-    path = [str(server.bin), str(Path(sys.executable).parent), os.environ["PATH"]]
-    yield work, {**environment, "PATH": os.pathsep.join(path)}
-    server.close()
+    scripts = command_scripts(folder / "bin", {"ns-train": SHORT.split()})
+    (scripts / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    path = [str(scripts), str(Path(sys.executable).parent), os.environ["PATH"]]
+    return work, {**environment, "PATH": os.pathsep.join(path)}
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import lpips
 import pytest
 import torch
+from lpips import LPIPS
 from torch import Tensor, nn
 
 from igae_nerfstudio import metrics as module
@@ -91,9 +92,14 @@ def test_a_network_without_weights_costs_itself_and_one_line(
     assert capsys.readouterr().out.count(f"{metric} is left out") == 1
 
 
-@pytest.mark.parametrize(("network", "file"), [("alex", "alexnet-owt-7be5be79.pth"), ("vgg", "vgg16-397923af.pth")])
-@pytest.mark.parametrize("content", [b"no weights", "of another network"])
-def test_damaged_and_wrong_weights(network: Any, file: str, content: bytes | str, vgg_in_the_cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("network", "file", "content"),
+    [("alex", "alexnet-owt-7be5be79.pth", "of another network"), ("vgg", "vgg16-397923af.pth", b"no weights")],
+)
+def test_damaged_and_wrong_weights(
+    network: Any, file: str, content: bytes | str, vgg_in_the_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lpips, "LPIPS", LPIPS)
     path = vgg_in_the_cache.parent / file
     if isinstance(content, bytes):
         path.write_bytes(content)

@@ -20,7 +20,7 @@ from igae_nerfstudio import method_configs
 from igae_nerfstudio.errors import InputError
 
 
-def small_config(method: str, scene: Path, output_dir: Path) -> Any:
+def small_config(method: str, scene: Path, autoencoder: Path, output_dir: Path) -> Any:
     """Two steps, on the CPU."""
     config: Any = deepcopy(getattr(method_configs, f"igae_{method}").config)
     config.machine.device_type = "cpu"
@@ -29,14 +29,18 @@ def small_config(method: str, scene: Path, output_dir: Path) -> Any:
     config.output_dir, config.timestamp = output_dir, "timestamp"
     config.viewer.quit_on_train_completion = True
     config.pipeline.datamanager.dataparser = BlenderDataParserConfig(data=scene)
+    if method != "kplanes_rgb":
+        config.pipeline.autoencoder.name_or_path = str(autoencoder)
     for name, value in SMALL[method.removesuffix("_rgb")].items():
         setattr(config.pipeline.model, name, value)
     return config
 
 
 @pytest.mark.parametrize("method", [*LATENT_METHODS, "kplanes_rgb"])
-def test_every_method_trains_without_a_command_line(method: str, blender_scene: Path, tmp_path: Path) -> None:
-    config = small_config(method, blender_scene, tmp_path / "runs")
+def test_every_method_trains_without_a_command_line(
+    method: str, blender_scene: Path, autoencoder_dir: Path, tmp_path: Path
+) -> None:
+    config = small_config(method, blender_scene, autoencoder_dir, tmp_path / "runs")
     before = yaml.dump(config)
     train_loop(local_rank=0, world_size=1, config=config)
     (checkpoint,) = (tmp_path / "runs").rglob("step-000000001.ckpt")
@@ -49,8 +53,8 @@ def test_every_method_trains_without_a_command_line(method: str, blender_scene: 
         assert written.resolved() == written  # once, and resolved
 
 
-def test_bad_input_is_an_exception_here(blender_scene: Path, tmp_path: Path) -> None:
-    config = small_config("tensorf", blender_scene, tmp_path)
+def test_bad_input_is_an_exception_here(blender_scene: Path, autoencoder_dir: Path, tmp_path: Path) -> None:
+    config = small_config("tensorf", blender_scene, autoencoder_dir, tmp_path)
     config.pipeline.rgb_alignment_steps = 0
     with pytest.raises(InputError, match="--pipeline.rgb-alignment-steps is 0"):
         train_loop(local_rank=0, world_size=1, config=config)

@@ -365,7 +365,7 @@ def _check_same_job(output_dir: Path, config: ManyScenesConfig, basis: SharedBas
     if not path.exists():
         return write_json(path, {"shared_sha256": basis.sha256, "settings": settings})
     before = json.loads(path.read_text(encoding="utf-8"))
-    names = differing(results.as_named_now(before["settings"]), settings)
+    names = differing(results.as_named_now(before["settings"]), settings, default=to_plain(ManyScenesConfig()))
     names = [name for name in names if name != "data.max_scenes"]
     if names or before["shared_sha256"] != basis.sha256:
         what = f"other settings ({', '.join(names)})" if names else f"another shared basis than {basis.folder}"

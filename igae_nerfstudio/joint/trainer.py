@@ -309,7 +309,7 @@ class Trainer:
                 f"the checkpoint {folder} cannot be read ({one_line(error)}); move it away to train from the start, or "
                 "choose another --output-dir"
             ) from error
-        names = differing(state["config"], to_plain(self.config))
+        names = differing(state["config"], to_plain(self.config), default=to_plain(type(self.config)()))
         names = [name for name in names if not name.startswith(FREE_SETTINGS)]
         if names or state["scenes"] != self.data.views.names:
             what = f"settings ({', '.join(sorted(names))})" if names else "scenes"

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from conftest import SHARED, look_at_origin, tiny_autoencoder, write_blender_scene, write_nerfstudio_scene
+from conftest import SHARED, look_at_origin, write_blender_scene, write_nerfstudio_scene
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.utils import colmap_parsing_utils as colmap
@@ -676,37 +676,6 @@ def test_the_scene_record_has_every_split(tmp_path: Path, capsys: pytest.Capture
     del record["splits"]["test"]  # as earlier versions wrote it
     torch.save(record, tmp_path / "scene.pt")
     assert len(config.setup(device="cpu", test_mode="test").eval_dataset) == 2
-
-
-def test_every_command_after_training_on_a_dataset_without_a_test_split(tmp_path: Path) -> None:
-    """And with one evaluation photo, which is evaluated, while films move between the training cameras."""
-    from test_commands import TRAIN, command
-
-    tiny_autoencoder().save_pretrained(tmp_path / "autoencoder")
-    lists = {"train_filenames": [f"images/{i:04d}.png" for i in range(4)], "val_filenames": ["images/0004.png"]}
-    data = write_nerfstudio_scene(tmp_path / "scene", photos(5), **lists)
-    words = ["ns-train", "igae-tensorf", "--data", data, *TRAIN.split(), "--timestamp", "run"]
-    words += ["--output-dir", tmp_path / "runs", "--pipeline.autoencoder.name-or-path", tmp_path / "autoencoder"]
-    words += ["--pipeline.latent-supervision-steps", "2", "--pipeline.rgb-alignment-steps", "2"]
-    out = command(*words, cwd=tmp_path).stdout
-    assert out.count("'val' (1 photo) takes the place of 'test'") == 1
-    assert out.index("takes the place of") < out.index("Training images")
-    config = tmp_path / "runs" / "scene" / "igae-tensorf" / "run" / "config.yml"
-    assert "DatasetReader" not in config.read_text()
-
-    command("ns-eval", "--load-config", config, "--output-path", tmp_path / "eval.json", cwd=tmp_path)
-    assert set(json.loads((tmp_path / "eval.json").read_text())["results"]["per_image"]) == {"0004.png"}
-    for gone in (False, True):
-        if gone:
-            data.rename(tmp_path / "moved")
-        film = tmp_path / f"film-{gone}"
-        words = ["ns-render", "interpolate", "--load-config", config, "--output-path", film]
-        command(*words, "--interpolation-steps", "2", "--output-format", "images", cwd=tmp_path)
-        assert len(list(film.glob("*.jpg"))) == 3 * 2
-    (tmp_path / "moved").rename(data)
-    words = ["ns-render", "dataset", "--load-config", config, "--split", "train+test"]
-    command(*words, "--output-path", tmp_path / "views", "--rendered-output-names", "rgb", cwd=tmp_path)
-    assert [len(list((tmp_path / "views" / split).rglob("*.jpg"))) for split in ("train", "test")] == [4, 1]
 
 
 def test_a_film_of_one_photo_stands_still(tmp_path: Path) -> None:

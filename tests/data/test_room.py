@@ -143,10 +143,12 @@ def test_a_rig_with_one_distorted_lens_is_cropped_to_one_size(tmp_path: Path) ->
     assert all(difference(dataset, i) < EXACT for i in range(3))
 
 
-@pytest.mark.parametrize("factor", [0.35, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7])
-@pytest.mark.parametrize("size", [(161, 123), (200, 180)])
+@pytest.mark.parametrize(
+    "size, factor", [((161, 123), 0.35), ((161, 123), 0.65), ((200, 180), 0.35), ((200, 180), 0.5)]
+)
 def test_scaled_photos_and_cameras_agree(factor: float, size: tuple[int, int], tmp_path: Path) -> None:
-    """`camera-res-scale-factor` rounds sides down, and the cameras follow the rounding."""
+    """`camera-res-scale-factor` rounds sides down, and the cameras follow the rounding: by little, by almost a pixel,
+    where 180 x 0.35 is just below 63, and not at all."""
     for name, (kind, _, focal, centre, lens) in list(CAMERAS.items()):
         if kind is CameraType.ORTHOPHOTO:
             continue

@@ -23,27 +23,18 @@ def join_group(rank: int, world: int, port: int) -> None:
     comms.LOCAL_PROCESS_GROUP = dist.new_group(list(range(world)))
 
 
-def spawn(function, *arguments) -> None:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    mp.spawn(function, args=(port, *arguments), nprocs=2)
-
-
-def average(rank: int, port: int, folder: Path) -> None:
-    join_group(rank, 2, port)
+def average(rank: int, folder: Path) -> None:
     both, one, none = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     both.grad = torch.tensor([1.0, 2.0]) + rank
     if rank == 1:
         one.grad = torch.tensor([3.0, 5.0])
     average_gradients([both, one, none])
-    torch.save([both.grad, one.grad, none.grad], folder / f"{rank}.pt")
+    torch.save([both.grad, one.grad, none.grad], folder / f"gradients-{rank}.pt")
 
 
-def test_gradients_are_averaged(tmp_path: Path) -> None:
-    spawn(average, tmp_path)
+def check_gradients(folder: Path) -> None:
     for rank in (0, 1):
-        both, one, none = torch.load(tmp_path / f"{rank}.pt")
+        both, one, none = torch.load(folder / f"gradients-{rank}.pt")
         assert both.tolist() == [1.5, 2.5] and one.tolist() == [1.5, 2.5] and none is None
 
 
@@ -80,16 +71,21 @@ def tensors(pipeline: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def train_together(rank: int, port: int, scene: Path, autoencoder: Path, folder: Path) -> None:
     join_group(rank, 2, port)
+    average(rank, folder)
     train(rank, 2, scene, autoencoder, folder)
     dist.destroy_process_group()
 
 
-def test_two_processes_train_as_one(
+def test_two_processes_average_gradients_and_train_as_one(
     blender_scene: Path, autoencoder_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     folder = tmp_path / "together"
     folder.mkdir()
-    spawn(train_together, blender_scene, autoencoder_dir, folder)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    mp.spawn(train_together, args=(port, blender_scene, autoencoder_dir, folder), nprocs=2)
+    check_gradients(folder)
     output = capfd.readouterr().out
     assert output.count("0 latent images from the cache, 6 encoded") == 1  # by the first process, for both
     assert output.count("6 latent images from the cache, 0 encoded") == 1

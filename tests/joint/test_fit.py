@@ -20,7 +20,7 @@ from test_many_scenes import words
 
 from igae_nerfstudio.autoencoder.autoencoder import AutoencoderConfig, load_autoencoder
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
-from igae_nerfstudio.config_files import read_yaml, with_settings
+from igae_nerfstudio.config_files import read_yaml, to_plain, with_settings
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.joint import fit as module
 from igae_nerfstudio.joint import scenes_command as command
@@ -82,18 +82,21 @@ def test_what_learns_in_which_phase(data: Path, tmp_path: Path, decoder: str) ->
         assert model.shared.shared.grad is None and torch.equal(model.shared.shared, frozen)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_on_a_gpu(data: Path, tmp_path: Path, together: bool) -> None:
-    """As far as there is none: new scenes alone and together, and what a CPU then reads."""
-    settings = ({"mixed_precision": True}, of_fit(train_shared=together, **SHARED_RATES))
+def test_on_a_gpu(data: Path, tmp_path: Path) -> None:
+    """As far as there is none: a scene alone, two together, and what a CPU then reads."""
+    alone = small_config({"mixed_precision": True, "data": {"max_scenes": 1}})
+    together = small_config({"mixed_precision": True}, of_fit(train_shared=True, **SHARED_RATES))
     with emulated_cuda() as device:
         train(data, tmp_path / "shared", {"mixed_precision": True})
         basis = SharedBasis.load(tmp_path / "shared")
-        fit = SceneFit(small_config(*settings), basis, data / "new", ["x"], tmp_path / "x")
-        assert fit.trainer.device.type == device.type
-        report = fit_scenes([data / "new"], tmp_path / "shared", tmp_path / "out", small_config(*settings))
-    assert sorted(report.learnt) == ["x", "y"] and not report.failed
-    assert bool(load_scene(tmp_path / "out" / "scenes" / "x").planes.isfinite().all())
+        assert SceneFit(alone, basis, data / "new", ["x"], tmp_path / "x").trainer.device.type == device.type
+        reports = [
+            fit_scenes([data / "new"], tmp_path / "shared", tmp_path / "alone", alone),
+            fit_scenes([data / "new"], tmp_path / "shared", tmp_path / "together", together),
+        ]
+    assert [report.learnt for report in reports] == [["x"], ["x", "y"]] and not any(r.failed for r in reports)
+    for out in ("alone", "together"):
+        assert bool(load_scene(tmp_path / out / "scenes" / "x").planes.isfinite().all())
 
 
 def test_layers_that_are_fine_tuned() -> None:
@@ -296,13 +299,19 @@ def test_damaged_files_are_named(data: Path, tmp_path: Path) -> None:
 
 
 def test_files_of_earlier_versions(data: Path, tmp_path: Path) -> None:
-    """`fit` was `exploit`, and plain planes had an entry of shared ones without numbers."""
+    """`fit` was `exploit`, plain planes had an entry of shared ones without numbers, and there were fewer settings."""
     shared = train(data, tmp_path / "shared", {"micro_macro": {"shared_planes": 0}})
     content = torch.load(shared / "shared.pt", weights_only=True)
     content["config"]["exploit"] = content["config"].pop("fit")
     torch.save({**content, "planes": {"shared": torch.zeros(0, 3, 0, 8, 8)}}, shared / "shared.pt")
     assert SharedBasis.load(shared).config.fit == small_config().fit
     assert load_scene(shared / "scenes" / "a").planes.shape == (3, 8, 8, 8)
+    basis, settings = SharedBasis.load(shared), to_plain(small_config())
+    del settings["transforms"]
+    (tmp_path / "job.json").write_text(json.dumps({"shared_sha256": basis.sha256, "settings": settings}))
+    module._check_same_job(tmp_path, small_config(), basis)
+    with pytest.raises(InputError, match=r"other settings \(transforms.shift\)"):
+        module._check_same_job(tmp_path, small_config({"transforms": {"shift": 0.5}}), basis)
 
 
 def test_the_command_from_end_to_end(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

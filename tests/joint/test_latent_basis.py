@@ -77,7 +77,7 @@ def test_renders_and_pictures_stay_what_they_were(tmp_path: Path) -> None:
     config = IGAEConfig()
     config.data.view_size = 48
     config.triplanes.resolution, config.triplanes.features, config.triplanes.hidden = 8, 4, 8
-    config.stage1.epochs, config.stage1.views_per_batch, config.stage1.views_per_scene = 150, 4, 2
+    config.stage1.epochs, config.stage1.views_per_batch, config.stage1.views_per_scene = 60, 4, 2
     config.stage1.planes_lr, config.stage1.renderer_lr = 3e-2, 1e-2
     config.weights.real_autoencoding = 0.0
     trainer = started(joint_trainer(config, tmp_path / "scenes", None, tmp_path / "out", str(tmp_path / "autoencoder")))
