@@ -50,11 +50,13 @@ def test_the_twin_has_the_latent_methods_parts(method: str, blender_scene: Path,
     twin, latent = (
         baselines.trainer_config(cell(blender_scene, tmp_path, method, name)) for name in ("twin", "latent")
     )
-    assert not hasattr(twin.pipeline.model, "latent_channels")
+    splats = method == "splatfacto"
+    assert getattr(twin.pipeline.model, "latent_channels", None) == (3 if splats else None)
     for name, group in twin.optimizers.items():
         assert group == latent.optimizers[name]
         assert method == "vanilla-nerf" or isinstance(group["optimizer"], FusedAdamOptimizerConfig)
-    assert issubclass(latent.pipeline.model._target, twin.pipeline.model._target)  # the twin with another head
+    targets = latent.pipeline.model._target, twin.pipeline.model._target
+    assert issubclass(*(reversed(targets) if splats else targets))  # one is the other with another head
     for config in (twin, latent):
         data = config.pipeline.datamanager
         assert type(data.dataparser).__name__ == "BlenderDataParserConfig" and data.dataparser.data == blender_scene
@@ -104,8 +106,12 @@ def test_settings_over_time_are_those_of_the_file(blender_scene: Path, tmp_path:
                 decay = config.pipeline.decoder_lr_decay**config.pipeline.rgb_alignment_steps
                 assert decay == pytest.approx(0.26) and config.pipeline.schedule().total_steps == steps
             else:
-                rays = learners[baseline]["pipeline"]["datamanager"]["train_num_rays_per_batch"]
-                assert config.pipeline.datamanager.train_num_rays_per_batch == rays
+                settings = learners[baseline]["pipeline"]
+                if method == "splatfacto":
+                    assert config.pipeline.model.num_gaussians == settings["model"]["num_gaussians"]
+                else:
+                    rays = settings["datamanager"]["train_num_rays_per_batch"]
+                    assert config.pipeline.datamanager.train_num_rays_per_batch == rays
     for size, base in ((128, 32), (256, 64)):
         config = baselines.trainer_config(cell(blender_scene, tmp_path, "kplanes", over_time=True, size=size))
         assert config.pipeline.model.grid_base_resolution == (base,) * 3
