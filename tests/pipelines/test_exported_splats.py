@@ -50,5 +50,5 @@ def test_gaussians_get_decoded_colours(
     places = project(trained.model.scene.gaussians(camera), camera).means.detach()[5:]
     for x, colour in zip(places[:, 0].tolist(), colours.tolist()):
         if colour != [127, 127, 127] and abs(x - 24) > 1:
-            assert colour == ([255, 0, 0] if x < 24 else [0, 0, 255])
-    assert {(255, 0, 0), (0, 0, 255)} <= set(map(tuple, colours))
+            assert np.allclose(colour, [255, 0, 0] if x < 24 else [0, 0, 255], atol=2)
+    assert {(255, 0, 0), (0, 0, 255)} <= set(map(tuple, colours.tolist()))
