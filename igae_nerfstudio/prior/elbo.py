@@ -17,7 +17,7 @@ from torch import Tensor
 from igae_nerfstudio.joint.model import Batch, JointModel
 from igae_nerfstudio.joint.objectives import Losses
 from igae_nerfstudio.prior.config import PriorConfig
-from igae_nerfstudio.prior.model import ScenePrior
+from igae_nerfstudio.prior.model import scenes_of
 from igae_nerfstudio.rendering.total_variation import plane_variation
 
 ACTIVE = 0.1
@@ -54,10 +54,10 @@ class NegativeElbo:
         self.weights |= {"latent": 0.0, "kl_nats": 0.0, "active": 0.0, "deviation": 0.0}  # shown, and not minimised
 
     def __call__(self, model: JointModel, batch: Batch) -> Losses:
-        """`likelihood` (gradient to all but E and D), `kl` (to the encoder) and `plane_tv`; what else is shown: the mean
-        squared error `latent`, the KL in nats `kl_nats`, `active` numbers of z, and the likelihood's `deviation`."""
-        config, prior = self.config, model.shared
-        assert isinstance(prior, ScenePrior) and batch.latents is not None
+        """`likelihood` (gradient to all but E and D), `kl` (to the encoder) and `plane_tv`; and what is only shown: the
+        mean squared error `latent`, the KL in nats `kl_nats`, `active` numbers of z, the likelihood's `deviation`."""
+        config, prior = self.config, scenes_of(model)
+        assert batch.latents is not None
         scenes, (h, w) = len(batch.place), batch.sides
         views = len(batch.views) // scenes
         latents = model.normalized(batch.latents).view(scenes, views, h, w, -1)

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.joint.config import Stage1Config
+from igae_nerfstudio.joint.model import JointModel
 from igae_nerfstudio.joint.scene_parameters import SceneParameters
 from igae_nerfstudio.prior.config import ElboConfig, NetworkConfig, PriorConfig
 from igae_nerfstudio.rendering.triplanes import TriPlaneConfig, TriPlaneRenderer, initial_planes
@@ -68,7 +70,7 @@ class Encoder(nn.Module):
     """Photos with cameras to a posterior; the order of the photos does not matter.
 
     A token is a patch of latents with the Plücker coordinates (direction, origin x direction) of its rays. M queries,
-    one for each place of z, and the tokens of all photos attend to each other (the paper: a network a photo and the
+    one for each place of z, attend to each other and to the tokens of all photos (the paper: a network a photo and the
     mean of its outputs; unconfirmed). A query begins with what the photos show at its place (`looked_up`).
 
     Args:
@@ -89,10 +91,10 @@ class Encoder(nn.Module):
         points = grid_points(config.anchors, half_extent).reshape(-1, 1, 3) + corners
         self.register_buffer("points", points, persistent=False)  # (M, POINTS^3, 3)
         self.place = nn.Linear(2 * channels * POINTS**3, width) if config.lift else None
-        self.layers = layers(nn.TransformerEncoderLayer, config, config.encoder_layers)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * config.dimensions))
+        self.layers = layers(config, config.encoder_layers)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 2 * config.dimensions)
         with torch.no_grad():
-            self.head[1].bias[config.dimensions :] = math.log(FIRST_DEVIATION)  # type: ignore[union-attr,index]
+            self.head.bias[config.dimensions :] = math.log(FIRST_DEVIATION)
 
     def forward(self, latents: Tensor, origins: Tensor, directions: Tensor) -> Posterior:
         """The posterior from k photos of each scene.
@@ -108,13 +110,12 @@ class Encoder(nn.Module):
         of_rays = F.avg_pool2d(self._padded(rays), self.config.patch)
         tokens = [patches.flatten(2).mT, waves(of_rays.flatten(2).mT, self.config.octaves)]
         seen = self.embed(torch.cat(tokens, dim=-1)).unflatten(0, (scenes, photos)).flatten(1, 2)
-        queries = self.queries.expand(scenes, -1, -1)
+        values = self.queries.expand(scenes, -1, -1)
         if self.place is not None:
-            queries = queries + self.place(self.looked_up(2 * latents - 1, rays))
-        values = torch.cat([queries, seen], dim=1)
+            values = values + self.place(self.looked_up(2 * latents - 1, rays))
         for layer in self.layers:
-            values = layer(values)
-        mean, log_deviation = self.head(values[:, : len(self.queries)]).chunk(2, dim=-1)
+            values = layer(values, seen)
+        mean, log_deviation = self.head(self.norm(values)).chunk(2, dim=-1)
         return Posterior(mean, log_deviation.clamp(-10, 2))
 
     def _padded(self, images: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ class PlaneDecoder(nn.Module):
         self.memory = nn.Parameter(positions(grid_points(config.anchors, 1).reshape(-1, 3), width))
         self.embed = nn.Linear(config.dimensions, width)
         self.columns = nn.ModuleList([nn.Linear(config.anchors * config.dimensions, width) for _ in range(3)])
-        self.layers = layers(nn.TransformerDecoderLayer, config, config.decoder_layers)
+        self.layers = layers(config, config.decoder_layers)
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, planes.features * self.factor**2)
         nn.init.zeros_(self.last.weight)
@@ -272,6 +273,23 @@ class ScenePrior(SceneParameters):
         return groups
 
 
+def prior_model(config: PriorConfig, autoencoder: TrainableAutoencoder, background: Sequence[float]) -> JointModel:
+    """An untrained prior with its renderer and the frozen autoencoder."""
+    channels = autoencoder.latent_channels
+    model = JointModel(config, autoencoder.requires_grad_(False), ScenePrior(config, channels), background)
+    if config.network.conditioning != "planes":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model.renderer = SceneFunction(config.network, config.triplanes, channels)
+    return model
+
+
+def scenes_of(model: JointModel) -> ScenePrior:
+    """The encoder and decoder of a `prior_model`."""
+    assert isinstance(model.shared, ScenePrior)
+    return model.shared
+
+
 def positions(points: Tensor, width: int) -> Tensor:
     """Embeddings (n, W) of points (n, 3) in [-1, 1]^3 to begin with: sines of each coordinate, and little else."""
     octaves = max(1, min(4, width // 6))
@@ -281,8 +299,8 @@ def positions(points: Tensor, width: int) -> Tensor:
     return noise
 
 
-def layers(kind: Any, config: NetworkConfig, count: int) -> nn.ModuleList:
-    """Transformer layers of torch, norms first, without dropout."""
+def layers(config: NetworkConfig, count: int) -> nn.ModuleList:
+    """Layers in which tokens attend to each other and to others; norms first, without dropout."""
     sizes = {"d_model": config.width, "nhead": config.heads, "dim_feedforward": 4 * config.width}
-    options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-    return nn.ModuleList(kind(**sizes, **options) for _ in range(count))
+    options: Any = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+    return nn.ModuleList(nn.TransformerDecoderLayer(**sizes, **options) for _ in range(count))

@@ -27,6 +27,7 @@ from igae_nerfstudio.joint.model import JointModel
 from igae_nerfstudio.joint.results import FORMAT, MODULES, SharedBasis, read_checkpoint, write_json
 from igae_nerfstudio.joint.scene_parameters import MicroMacroConfig
 from igae_nerfstudio.prior.config import PriorConfig
+from igae_nerfstudio.prior.model import ScenePrior, prior_model, scenes_of
 
 PRIOR_FILE = "prior.pt"
 BUNDLED_PRIOR = Path(__file__).parent / "bundled"
@@ -40,14 +41,19 @@ class SavedPrior:
 
     config: PriorConfig
     model: JointModel
-    """`model.shared` is the `ScenePrior`."""
     codes: Tensor
     """Posterior means (N, M, D) of the training scenes."""
     autoencoder: str
     """The name of one that the package carries; empty: the folder `autoencoder`."""
     facts: dict[str, Any]
-    """`scenes`, names of the training scenes; `views`; `distance`, the median of their cameras' from the origin."""
+    """`scenes`, names of the training scenes; `views`; `distance`, the median of their first cameras' from the origin;
+    `steps` of the second stage."""
     folder: Path
+
+    @property
+    def scenes(self) -> ScenePrior:
+        """Encoder and decoder."""
+        return scenes_of(self.model)
 
     @property
     def bytes_stored(self) -> int:
@@ -58,7 +64,7 @@ class SavedPrior:
         """Write all files; raises OSError where that is not possible."""
         source = Autoencoder(self.model.autoencoder.module)
         parts = {name: self.model.get_submodule(part).state_dict() for name, part in MODULES.items()}
-        content = {
+        content: dict[str, Any] = {
             "format": FORMAT,
             "config": to_plain(self.config),
             "parts": {name: {key: value.half().cpu() for key, value in part.items()} for name, part in parts.items()},
@@ -78,8 +84,8 @@ class SavedPrior:
 
     def basis(self) -> SharedBasis:
         """The mean scene and the renderer as what plain scenes start from."""
-        config, mean = self.config, self.model.shared.mean
-        assert isinstance(mean, Tensor)
+        config, mean = self.config, self.scenes.mean
+        assert mean is not None, "only a prior of planes is a basis"
         settings = ManyScenesConfig(
             data=config.data,
             triplanes=config.triplanes,
@@ -110,8 +116,6 @@ class SavedPrior:
         Raises:
             InputError: a file is missing, cut short, of other shapes, or of another autoencoder.
         """
-        from igae_nerfstudio.prior.training import prior_model
-
         folder = BUNDLED_PRIOR if str(folder) == "bundled" else Path(folder)
         path = folder / PRIOR_FILE
         content = read_checkpoint(path, PASS_PRIOR)
@@ -126,7 +130,7 @@ class SavedPrior:
         if source.encoder_hash != wanted:
             raise InputError(
                 f"the prior {folder} learnt from latents of the autoencoder {wanted[:8]}, and "
-                f"{name or folder / 'autoencoder'} is {source.encoder_hash[:8]}; put that one back, or train the prior again"
+                f"{name or 'the one beside it'} is {source.encoder_hash[:8]}; put that one back, or train a new prior"
             )
         model = prior_model(config, TrainableAutoencoder(source), background)
         try:

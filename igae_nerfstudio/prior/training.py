@@ -9,8 +9,8 @@ The autoencoder is frozen; latents of all views are encoded once.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +24,13 @@ from igae_nerfstudio.console import log
 from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.figures import to_uint8
 from igae_nerfstudio.files import job_folder
-from igae_nerfstudio.joint.model import JointModel
 from igae_nerfstudio.joint.objectives import LatentSupervision
 from igae_nerfstudio.joint.run_log import RunLog
 from igae_nerfstudio.joint.scene_data import SceneData
 from igae_nerfstudio.joint.trainer import Stage, Trainer
 from igae_nerfstudio.prior.config import PriorConfig
 from igae_nerfstudio.prior.elbo import NegativeElbo
-from igae_nerfstudio.prior.model import ScenePrior, SceneFunction
+from igae_nerfstudio.prior.model import prior_model, scenes_of
 from igae_nerfstudio.prior.saved import SavedPrior
 from igae_nerfstudio.scenes.scene_views import SceneViews
 from igae_nerfstudio.scenes.view_schedule import ViewGroup, ViewSchedule
@@ -97,8 +96,8 @@ def prior_trainer(
             "multiple"
         )
     with accelerator.local_main_process_first():  # decodes the views once a machine
-        limits = {"limit_scenes": data.max_scenes, "limit_views": data.max_views}
-        views = SceneViews.open(scenes, data.view_size, cache / "views", **limits)
+        open_views = partial(SceneViews.open, limit_scenes=data.max_scenes, limit_views=data.max_views)
+        views = open_views(scenes, data.view_size, cache / "views")
     views.check_cameras(config.triplanes.half_extent)
     model = prior_model(config, TrainableAutoencoder(loaded), views.background).to(accelerator.device)
     with accelerator.local_main_process_first():
@@ -115,48 +114,36 @@ def prior_trainer(
     return Trainer(config, model, scene_data, stages, output_dir, accelerator, run_log, observe=show)
 
 
-def prior_model(config: PriorConfig, autoencoder: TrainableAutoencoder, background: Any) -> JointModel:
-    """An untrained prior with its renderer and the frozen autoencoder."""
-    channels = autoencoder.latent_channels
-    model = JointModel(config, autoencoder.requires_grad_(False), ScenePrior(config, channels), background)
-    if config.network.conditioning != "planes":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            model.renderer = SceneFunction(config.network, config.triplanes, channels)
-    return model
-
-
 def begin(trainer: Trainer) -> None:
     """Normalisation, preview and background from the latents of the views."""
     trainer.model.fit_latents(trainer.data.some_latents())
 
 
 def save_prior(trainer: Trainer, autoencoder: str) -> SavedPrior:
-    """Write the trained prior, with the posterior means of its scenes, and its autoencoder unless the package has it."""
+    """Write the trained prior, posterior means of its scenes, and its autoencoder, unless the package has that."""
     model, data, output_dir = trainer.model, trainer.data, trainer.output_dir
-    codes = torch.cat([posterior_of(trainer, scene) for scene in range(data.views.num_scenes)])
-    poses = data.views.cameras([scene for scene, count in enumerate(data.counts) for _ in range(count)], everything(data))
-    facts = {"scenes": data.views.names, "views": data.views.total_views, "distance": float(poses.camera_to_world[..., 3].norm(dim=-1).median())}
-    loaded = load_autoencoder(autoencoder)
-    if autoencoder not in BUNDLED:
-        save_autoencoder(output_dir / "autoencoder", loaded.module)
-    saved = SavedPrior(trainer.config, model, codes, autoencoder if autoencoder in BUNDLED else "", facts, output_dir)  # type: ignore[arg-type]
+    most, scenes = max(trainer.config.context), range(data.views.num_scenes)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        codes = torch.cat([scenes_of(model).encoder(*few_views(data, scene, most)).mean for scene in scenes])
+    firsts = data.views.cameras(scenes, [0] * len(scenes)).camera_to_world[..., 3]
+    facts = {
+        "scenes": data.views.names,
+        "views": data.views.total_views,
+        "distance": float(firsts.norm(dim=-1).median()),
+        "steps": trainer.step,
+    }
+    name = autoencoder if autoencoder in BUNDLED else ""
+    if not name:
+        save_autoencoder(output_dir / "autoencoder", model.autoencoder.module)
+    saved = SavedPrior(trainer.config, model, codes, name, facts, output_dir)  # type: ignore[arg-type]
     saved.save()
     return saved
 
 
-def everything(data: SceneData) -> list[int]:
-    """The view numbers of all scenes, one after another."""
-    return [view for count in data.counts for view in range(count)]
-
-
-@torch.no_grad()
-def posterior_of(trainer: Trainer, scene: int) -> Tensor:
-    """The posterior mean (1, M, D) of a training scene from as many photos as the prior takes, evenly spread."""
-    count, most = trainer.data.counts[scene], max(trainer.config.context)  # type: ignore[attr-defined]
-    views = tuple(sorted({i * count // most for i in range(most)}))
-    y, origins, directions = rays_and_latents(trainer.data, scene, views)
-    return trainer.model.shared.encoder(y, origins, directions).mean
+def few_views(data: SceneData, scene: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the encoder takes of so many views of a scene, evenly spread over its list."""
+    views = tuple(sorted({i * data.counts[scene] // count for i in range(count)}))
+    return rays_and_latents(data, scene, views)
 
 
 def rays_and_latents(data: SceneData, scene: int, views: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,29 +168,24 @@ def show(trainer: Trainer, stage: Stage, step: int) -> None:
 def figure_columns(trainer: Trainer) -> dict[str, list[np.ndarray]]:
     """Columns of a sheet, a row for each shown scene: a context photo, its reconstruction, a new view's photo and
     render, and the deviation of that over the posterior (black: none, white: 1/4 of the range of colours)."""
-    data, model, config = trainer.data, trainer.model, trainer.config
+    data, model, context = trainer.data, trainer.model, sorted(trainer.config.context)  # type: ignore[attr-defined]
+    scenes, photos, number = scenes_of(model), context[len(context) // 2], data.views.num_scenes
     model.renderer.eval()
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
-    photos, number = sorted(config.context)[len(config.context) // 2], data.views.num_scenes  # type: ignore[attr-defined]
     for scene in sorted({round(i * (number - 1) / (SHOWN_SCENES - 1)) for i in range(SHOWN_SCENES)}):
-        count = data.counts[scene]
-        context = tuple(i * (count - 1) // photos for i in range(photos))
-        y, origins, directions = rays_and_latents(data, scene, context)
-        posterior = model.shared.encoder(y, origins, directions)
-        shown = (context[0], count - 1)
-        images = [to_uint8(image.permute(1, 2, 0)) for image in data.views.images([scene] * 2, shown)]
-        _, o, d = rays_and_latents(data, scene, shown)
+        last = data.counts[scene] - 1
+        posterior = scenes.encoder(*few_views(data, scene, photos))
+        _, o, d = rays_and_latents(data, scene, (0, last))
 
-        def pictures(z: Tensor) -> Tensor:
+        def pictures(z: Tensor, o: Tensor = o, d: Tensor = d) -> Tensor:
             """(2, 3, H, W) in [0, 1]."""
-            latents = model.renderer(model.shared.scene(z), o.flatten(1, 3), d.flatten(1, 3)).latents
-            return model.decode_render(latents.view(2, *o.shape[2:4], -1)).clamp(0, 1)
+            latents = model.renderer(scenes.scene(z), o.flatten(1, 3), d.flatten(1, 3)).latents
+            return model.decode_render(latents.view(*o.shape[1:4], -1)).clamp(0, 1)
 
-        known = pictures(posterior.mean)
+        images, known = data.views.images([scene] * 2, (0, last)), pictures(posterior.mean)
         deviation = torch.stack([pictures(posterior.sample())[1] for _ in range(DRAWS)]).std(dim=0).mean(dim=0)
-        columns["context photo"].append(images[0])
-        columns["reconstruction"].append(to_uint8(known[0].permute(1, 2, 0)))
-        columns["new view, photo"].append(images[1])
-        columns["new view"].append(to_uint8(known[1].permute(1, 2, 0)))
-        columns["deviation"].append(to_uint8((4 * deviation)[..., None].expand(-1, -1, 3)))
+        shown = [images[0], known[0], images[1], known[1], (4 * deviation).expand(3, -1, -1)]
+        titles = ("context photo", "reconstruction", "new view, photo", "new view", "deviation")
+        for title, image in zip(titles, shown):
+            columns[title].append(to_uint8(image.permute(1, 2, 0)))
     return columns
