@@ -11,7 +11,7 @@ from prior_data import small_config
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from igae_nerfstudio.prior.elbo import gaussian_nll, kl_cost, turned
-from igae_nerfstudio.prior.model import LOOK_UP, Posterior, ScenePrior, SceneFunction, grid_points
+from igae_nerfstudio.prior.model import LOOK_UP, Posterior, SceneFunction, ScenePrior, grid_points
 from igae_nerfstudio.rendering.triplanes import TriPlaneRenderer
 
 

@@ -218,8 +218,9 @@ def test_the_commands(tmp_path: Path) -> None:
     command("ns-eval", "--load-config", run / "config.yml", "--output-path", tmp_path / "eval.json", cwd=tmp_path)
     assert 0 < json.loads((tmp_path / "eval.json").read_text())["results"]["psnr"] < 60
     more = next(line for line in shown.splitlines() if line.startswith("ns-train")).split()
-    more[more.index("--data") :] = ["--pipeline.latent-supervision-steps", "5", "--pipeline.rgb-alignment-steps", "2",
-                                    "--vis", "tensorboard", "--machine.device-type", "cpu", *more[more.index("--data") :]]  # fmt: skip
+    at = more.index("--data")
+    short = ["--pipeline.latent-supervision-steps", "5", "--pipeline.rgb-alignment-steps", "2", "--vis", "tensorboard"]
+    more = [*more[:at], *short, "--machine.device-type", "cpu", *more[at:]]
     assert "Checkpoint" in command(*more, cwd=tmp_path).stdout
 
 
