@@ -234,7 +234,7 @@ def summarise(path: Path) -> tuple[dict[str, Any], str]:
             lpips, took = f"{rest['lpips']:.3f}" if "lpips" in rest else "", rest.get("seconds")
             shown = "" if took is None else f"{took:.2f}"
             text += [
-                f"| {method} | {mean:.2f} ({low:.1f} to {high:.1f}) | {rest['psnr']:.2f} | {rest['ssim']:.3f} | {lpips} | "
+                f"| {method} | {mean:.2f} ({low:.1f}, {high:.1f}) | {rest['psnr']:.2f} | {rest['ssim']:.3f} | {lpips} | "
                 f"{shown} |"
             ]
     return summary, "\n".join(text) + "\n"
