@@ -124,7 +124,7 @@ class Trainer:
             InputError: the loss is not finite, or the folder holds another training.
         """
         resumed = self._resume()
-        if self.number == 1:
+        if not all(stage.images for stage in self.stages[self.number - 1 :]):
             with self.timed(0):
                 self.data.encode_views(self.accelerator, self.quiet)
         if not resumed:

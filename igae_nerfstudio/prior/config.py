@@ -21,9 +21,9 @@ class NetworkConfig:
     conditioning: Conditioning = "planes"
     """How z makes a scene: Tri-Planes decoded by attention (exportable); a scene function whose sample points attend to
     z, as in the paper; or an MLP of points and all of z as one vector, the paper's baseline."""
-    anchors: int = 4
+    anchors: int = 8
     """A."""
-    dimensions: int = 32
+    dimensions: int = 8
     """D, numbers of z at each place."""
     width: int = 256
     """Of both transformers."""
@@ -39,6 +39,8 @@ class NetworkConfig:
     lift: bool = True
     """Each place of z also sees what the photos show where it is (not in the paper, whose inference ignores geometry,
     which its authors name as a limit)."""
+    points: int = 1
+    """Points along each side of a place that look latents up in the photos."""
     deterministic: bool = False
     """No noise and no KL: the upper bound of what the variational one reconstructs. It cannot be sampled."""
 

@@ -30,8 +30,6 @@ from igae_nerfstudio.rendering.triplanes import TriPlaneConfig, TriPlaneRenderer
 LOOK_UP = 0.05
 """Deviation, in scene units, of the distance between a point and the rays that it looks up latents at: half a latent
 pixel of photos of 128 x 128 pixels; where rays are further apart, the nearest one counts."""
-POINTS = 2
-"""Points along each side of a place of z that look up latents."""
 FIRST_DEVIATION = 0.1
 """Of the posterior at the start: with a deviation of 1, noise would hide the photos from the decoder."""
 
@@ -87,10 +85,10 @@ class Encoder(nn.Module):
         per_ray = 6 * (1 + 2 * config.octaves)
         self.embed = nn.Linear(config.patch**2 * channels + per_ray, width)
         self.queries = nn.Parameter(positions(grid_points(config.anchors, 1).reshape(-1, 3), width))
-        corners = grid_points(POINTS, half_extent / config.anchors).reshape(1, -1, 3)
+        corners = grid_points(config.points, half_extent / config.anchors).reshape(1, -1, 3)
         points = grid_points(config.anchors, half_extent).reshape(-1, 1, 3) + corners
-        self.register_buffer("points", points, persistent=False)  # (M, POINTS^3, 3)
-        self.place = nn.Linear(2 * channels * POINTS**3, width) if config.lift else None
+        self.register_buffer("points", points, persistent=False)  # (M, points^3, 3)
+        self.place = nn.Linear(3 * channels * config.points**3, width) if config.lift else None
         self.layers = layers(config, config.encoder_layers)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 2 * config.dimensions)
         with torch.no_grad():
@@ -125,7 +123,7 @@ class Encoder(nn.Module):
         return F.pad(images, (0, right, 0, down), mode="replicate")
 
     def looked_up(self, latents: Tensor, rays: Tensor) -> Tensor:
-        """What photos show at points in each place of z: mean and deviation over photos, (S, M, POINTS^3 2 c).
+        """What photos show at points in each place of z: mean, least and most over photos, (S, M, points^3 3 c).
 
         A point's latent in a photo is the mean of those whose rays pass near it; |p x d - m| is its distance from a ray
         with Plücker coordinates (d, m). Not in the paper.
@@ -136,8 +134,8 @@ class Encoder(nn.Module):
         squared = points.square().sum(-1)[:, None] - along.square() - 2 * aside + m.square().sum(-1)[:, :, None]
         weights = torch.softmax(-squared / (2 * (LOOK_UP / self.half_extent) ** 2), dim=-1)
         found = weights @ latents.flatten(2, 3)  # (S, k, points, c)
-        both = torch.cat([found.mean(dim=1), found.std(dim=1, correction=0)], dim=-1)
-        return both.unflatten(1, self.points.shape[:2]).flatten(2)
+        over_photos = torch.cat([found.mean(dim=1), found.amin(dim=1), found.amax(dim=1)], dim=-1)
+        return over_photos.unflatten(1, self.points.shape[:2]).flatten(2)
 
 
 class PlaneDecoder(nn.Module):
