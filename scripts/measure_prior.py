@@ -47,7 +47,7 @@ MASK_MARGIN = 4
 FIT = {"planes": 3e-2, "renderer": 5e-3, "plane_tv": 1e-3}
 """Rates and weight of fitted Tri-Planes, those of configs/many_scenes/cpu.yaml."""
 FIT_RAYS = 1024
-START_SECONDS = (0.5, 1.0, 2.3, 4.6)
+START_SECONDS = (0.5, 2.3, 4.6)
 
 
 class Object:

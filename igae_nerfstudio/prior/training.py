@@ -62,14 +62,18 @@ def train_prior(
 
     Raises:
         InputError: settings or data cannot be used, or the loss is not finite.
-        KeyboardInterrupt: ctrl-C; the last step is kept.
+        KeyboardInterrupt: ctrl-C; the last step is kept, and in stage 2 the prior is written as it is.
     """
     with job_folder(output_dir):
         trainer = prior_trainer(config, scenes, output_dir, autoencoder, tensorboard, wandb)
-        trainer.run(begin)
+        try:
+            trainer.run(begin)
+        except KeyboardInterrupt:
+            if trainer.main and trainer.number == 2:
+                save_prior(trainer, autoencoder)
+            raise
         if trainer.main:
-            saved = save_prior(trainer, autoencoder)
-            log(f"The prior is in {output_dir} ({saved.bytes_stored / 1e6:.1f} MB): pass it to --prior")
+            save_prior(trainer, autoencoder)
         if trainer.run_log is not None:
             trainer.run_log.close()
         trainer.accelerator.wait_for_everyone()
@@ -119,7 +123,7 @@ def begin(trainer: Trainer) -> None:
     trainer.model.fit_latents(trainer.data.some_latents())
 
 
-def save_prior(trainer: Trainer, autoencoder: str) -> SavedPrior:
+def save_prior(trainer: Trainer, autoencoder: str) -> None:
     """Write the trained prior, posterior means of its scenes, and its autoencoder, unless the package has that."""
     model, data, output_dir = trainer.model, trainer.data, trainer.output_dir
     most, scenes = max(trainer.config.context), range(data.views.num_scenes)  # type: ignore[attr-defined]
@@ -137,7 +141,7 @@ def save_prior(trainer: Trainer, autoencoder: str) -> SavedPrior:
         save_autoencoder(output_dir / "autoencoder", model.autoencoder.module)
     saved = SavedPrior(trainer.config, model, codes, name, facts, output_dir)  # type: ignore[arg-type]
     saved.save()
-    return saved
+    log(f"The prior is in {output_dir} ({saved.bytes_stored / 1e6:.1f} MB): pass it to --prior")
 
 
 def few_views(data: SceneData, scene: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
