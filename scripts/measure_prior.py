@@ -231,12 +231,10 @@ def summarise(path: Path) -> tuple[dict[str, Any], str]:
                 if key not in ("folder", "object", "method", "mask_psnr")
             }
             summary.setdefault(folder, {})[method] = {"mask_psnr": mean, "low": low, "high": high, **rest}
-            lpips, took = f"{rest['lpips']:.3f}" if "lpips" in rest else "", rest.get("seconds")
-            shown = "" if took is None else f"{took:.2f}"
-            text += [
-                f"| {method} | {mean:.2f} ({low:.1f}, {high:.1f}) | {rest['psnr']:.2f} | {rest['ssim']:.3f} | {lpips} | "
-                f"{shown} |"
-            ]
+            lpips = f"{rest['lpips']:.3f}" if "lpips" in rest else ""
+            took = f"{rest['seconds']:.2f}" if "seconds" in rest else ""
+            cells = (method, f"{mean:.2f} ({low:.1f} to {high:.1f})", f"{rest['psnr']:.2f}", f"{rest['ssim']:.3f}")
+            text.append(f"| {' | '.join((*cells, lpips, took))} |")
     return summary, "\n".join(text) + "\n"
 
 
