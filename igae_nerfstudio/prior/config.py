@@ -56,7 +56,8 @@ class ElboConfig(Stage1Config):
     """The largest number of context photos and the new views."""
     planes_lr: float = 1e-3
     """Adam's rate for the mean scene's planes."""
-    renderer_lr: float = 3e-4
+    renderer_lr: float = 2e-3
+    """Adam's rate for the renderer; a low one leaves scenes grey for long."""
     network_lr: float = 3e-4
     """Adam's rate for encoder and decoder."""
     deviation_lr: float = 1e-2
