@@ -23,7 +23,7 @@ from igae_nerfstudio.prior.inference import interpolate, posterior_mean, reconst
 from igae_nerfstudio.prior.model import scenes_of
 from igae_nerfstudio.prior.photos import Dataset, spread
 from igae_nerfstudio.prior.saved import PRIOR_FILE, SavedPrior
-from igae_nerfstudio.prior.training import begin
+from igae_nerfstudio.prior.training import begin, prior_trainer
 from igae_nerfstudio.scenes.scene_views import SceneViews
 
 
@@ -283,7 +283,8 @@ def test_settings_that_do_not_fit_are_named(job: Path, tmp_path: Path) -> None:
     saved = train(job, tmp_path / "upper", settings)
     assert "deterministic" in message(saved.draw, 1, torch.Generator())
     (tmp_path / "none").mkdir()
-    assert "holds no scene" in message(make_trainer, tmp_path / "none" / "..", tmp_path / "out")
+    empty = (small_config(), tmp_path / "none", tmp_path / "out", str(job / "autoencoder"))
+    assert "holds no scene" in message(prior_trainer, *empty)
 
 
 def test_photos_are_taken_from_cameras_far_from_each_other() -> None:
