@@ -299,6 +299,6 @@ def positions(points: Tensor, width: int) -> Tensor:
 
 def layers(config: NetworkConfig, count: int) -> nn.ModuleList:
     """Layers in which tokens attend to each other and to others; norms first, without dropout."""
-    sizes = {"d_model": config.width, "nhead": config.heads, "dim_feedforward": 4 * config.width}
     options: Any = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-    return nn.ModuleList(nn.TransformerDecoderLayer(**sizes, **options) for _ in range(count))
+    sizes = (config.width, config.heads, 4 * config.width)
+    return nn.ModuleList(nn.TransformerDecoderLayer(*sizes, **options) for _ in range(count))
