@@ -1,4 +1,5 @@
 # make demo    train, evaluate and film a small latent NeRF (about 4 minutes on 2 cores after the install)
+# make demo-prior    a scene from three photos with the prior that the package carries (a minute)
 # make test    lint, types and tests; the same as .ci/run
 # make test-lowest    tests with the oldest packages that pyproject.toml allows, in an environment of their own
 # make docs    the documents and the API reference, to outputs/site/index.html
@@ -7,10 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest lint docs clean
+.PHONY: demo demo-prior test test-lowest lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
+
+demo-prior: $(VENV)/installed
+	$(BIN)/python scripts/demo_prior.py
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from typing import Sequence
 COMMANDS = {
     "train": ("igae_nerfstudio.joint.command", "train an inverse graphics autoencoder (IG-AE)"),
     "scenes": ("igae_nerfstudio.joint.scenes_command", "learn many scenes together, fit new ones, export them as runs"),
+    "prior": ("igae_nerfstudio.prior.command", "learn a prior over scenes: new scenes from a few photos, or from none"),
     "render-objects": ("igae_nerfstudio.meshes.render_objects", "render posed views of textured meshes, to train on"),
     "bench": ("benchmarks.bench", "measure RGB and latent scenes side by side (in a clone of the repository)"),
     "compare": ("igae_nerfstudio.compare", "put finished runs side by side, as a picture or a film"),

@@ -106,23 +106,17 @@ class WeightsConfig:
 
 
 @dataclass
-class IGAEConfig:
-    """One IG-AE training."""
+class TrainingConfig:
+    """What every training of scenes in stages has (`joint/trainer.py`)."""
 
     data: DataConfig = field(default_factory=DataConfig)
     triplanes: TriPlaneConfig = field(default_factory=TriPlaneConfig)
-    stage1: Stage1Config = field(default_factory=Stage1Config)
-    stage2: Stage2Config = field(default_factory=Stage2Config)
-    weights: WeightsConfig = field(default_factory=WeightsConfig)
-    transforms: Transforms = field(default_factory=Transforms)
     lr_decay: float = 0.988
     """Factor on all rates per epoch, from 1 at the start of each stage (table 10: 0.988)."""
     latent_normalization: LatentNormalization = "standardize"
     """How latents are scaled before they are compared: per channel to mean 1/2 and standard deviation 1/4, by the
     authors' `tanh(0.02 z)`, or not at all. Table 10's weights belong to tanh (paper.yaml); with the others L_latent is
     a thousand times larger, and needs a small weight (cpu.yaml)."""
-    sample_posterior: bool = False
-    """Draw latents from a variational encoder's posterior instead of taking its mean."""
     mixed_precision: bool = True
     """bfloat16 on GPUs that have it."""
     seed: int = 0
@@ -134,10 +128,22 @@ class IGAEConfig:
     steps_per_figure: int = 1000
     """Steps between figures and validations."""
 
+
+@dataclass
+class IGAEConfig(TrainingConfig):
+    """One IG-AE training."""
+
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    transforms: Transforms = field(default_factory=Transforms)
+    sample_posterior: bool = False
+    """Draw latents from a variational encoder's posterior instead of taking its mean."""
+
     def check(self) -> None:
         """Raises InputError for values that make no sense."""
-        _check_stage("stage1", self.stage1)
-        _check_stage("stage2", self.stage2)
+        check_stage("stage1", self.stage1)
+        check_stage("stage2", self.stage2)
         rescaling = self.stage2.latent_rescaling
         if rescaling is not None and not 0 < rescaling <= 1:
             raise InputError(f"stage2.latent_rescaling is {rescaling}; it must be above 0 and at most 1")
@@ -146,7 +152,8 @@ class IGAEConfig:
                 raise InputError(f"weights.{key} is {value}; it must be 0 or a positive number")
 
 
-def _check_stage(name: str, stage: Stage1Config | Stage2Config) -> None:
+def check_stage(name: str, stage: Stage1Config | Stage2Config) -> None:
+    """Raises InputError for numbers of views that make no batches."""
     if stage.views_per_batch < 1 or stage.views_per_scene < 1 or stage.epochs < 0:
         raise InputError(f"{name} needs 1 view or more in a batch and of a scene, and 0 epochs or more")
     if stage.views_per_batch % stage.views_per_scene:
@@ -214,9 +221,10 @@ class FitConfig:
     fine_tuned_decoder: Literal["all", "outer", "none"] = "all"
     """What a scene fine-tunes and stores of the decoder: all of it, only the layers at its highest internal resolution,
     or nothing."""
-    start: Literal["nearest", "mean", "noise"] = "mean"
+    start: Literal["nearest", "mean", "noise", "prior"] = "mean"
     """Where a new scene starts: the training scene whose renders are nearest to the new one's latents, the mean of all
-    training scenes, or noise, as in the official code."""
+    training scenes, noise, as in the official code, or what a prior makes of a few of its views, where --shared is the
+    result of `igae prior train`."""
     precision: Literal["half", "full"] = "half"
     """Precision of the stored scene, with which it is also measured."""
     steps_per_validation: int = 0
@@ -247,8 +255,8 @@ class ManyScenesConfig(IGAEConfig):
         super().check()
         self.micro_macro.check(self.triplanes)
         fit = self.fit
-        _check_stage("fit.latent_supervision", fit.latent_supervision)
-        _check_stage("fit.rgb_alignment", fit.rgb_alignment)
+        check_stage("fit.latent_supervision", fit.latent_supervision)
+        check_stage("fit.rgb_alignment", fit.rgb_alignment)
         if self.space == "rgb" and self.stage2.epochs:
             raise InputError("space is rgb, which has no autoencoder for stage 2; set stage2.epochs: 0")
         rates = (fit.latent_supervision.shared_lr, fit.rgb_alignment.shared_lr)

@@ -113,6 +113,8 @@ class SceneFit:
         if self.fit.start == "mean":
             return self.basis.mean_record
         self.model.renderer.eval()
+        if self.fit.start == "prior":
+            return self.code_of_prior(scene)
         count = self.data.counts[scene]
         views = tuple(sorted({i * count // NEAREST_VIEWS for i in range(NEAREST_VIEWS)}))
         batch, objective = self.data.batch([ViewGroup(scene, views)]), LatentSupervision(plane_tv=0.0)
@@ -124,11 +126,28 @@ class SceneFit:
 
         return min(chain([self.basis.mean_record], self.basis.training_codes(NEAREST_SCENES)), key=distance)
 
+    def code_of_prior(self, scene: int) -> Tensor:
+        """The planes (L,) that the basis's prior makes of a few views of the scene.
+
+        Raises:
+            InputError: the basis is not the result of `igae prior train`.
+        """
+        from igae_nerfstudio.prior.saved import PRIOR_FILE, SavedPrior
+        from igae_nerfstudio.prior.training import few_views
+
+        if not (self.basis.folder / PRIOR_FILE).is_file():
+            raise InputError(
+                f"fit.start is prior, and {self.basis.folder} has no {PRIOR_FILE}; pass the --output-dir of "
+                "`igae prior train` as --shared, or choose another fit.start"
+            )
+        prior = SavedPrior.load(self.basis.folder).scenes.to(self.data.device)
+        return prior.scene(prior.encoder(*few_views(self.data, scene, NEAREST_VIEWS)).mean)[0].flatten()
+
     def state(self, scene: int) -> dict[str, Any]:
         """A scene as `scene.pt` would hold it now; renderer and decoder are its own unless all are fitted together."""
         parts: dict[str, dict[str, Tensor]] = {"renderer": {}, "decoder": {}}
         if not self.fit.train_shared:
-            if self.trainer.config.stage1.renderer_lr or self.trainer.config.stage2.renderer_lr:
+            if any(stage.settings.renderer_lr for stage in self.trainer.stages):
                 parts["renderer"] = self.model.renderer.state_dict()
             weights = self.model.autoencoder.state_dict()
             parts["decoder"] = {name: weights[f"module.{name}"] for name in sorted(self.fine_tuned)}

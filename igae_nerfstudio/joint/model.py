@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from igae_nerfstudio.autoencoder.normalization import LatentNormalizer
 from igae_nerfstudio.autoencoder.preview import LatentPreview
 from igae_nerfstudio.autoencoder.trainable import IdentityAutoencoder, TrainableAutoencoder
-from igae_nerfstudio.joint.config import IGAEConfig
+from igae_nerfstudio.joint.config import TrainingConfig
 from igae_nerfstudio.joint.scene_parameters import SceneParameters
 from igae_nerfstudio.rendering.triplanes import TriPlaneRenderer
 
@@ -46,6 +46,8 @@ class Batch:
     """z (B, c, h, w) of the views, as they were encoded before the training."""
     images: Tensor | None = None
     """x (B, 3, H, W) in [0, 1]."""
+    progress: float = 0.0
+    """The share of the stage's steps that are done, in [0, 1)."""
     real: Tensor | None = None
     """Real images I (n, 3, H, W) in [0, 1]."""
 
@@ -62,7 +64,7 @@ class JointModel(nn.Module):
 
     def __init__(
         self,
-        config: IGAEConfig,
+        config: TrainingConfig,
         autoencoder: TrainableAutoencoder | IdentityAutoencoder,
         scenes: SceneParameters,
         background: Sequence[float],

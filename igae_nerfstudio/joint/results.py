@@ -66,6 +66,8 @@ class SharedBasis:
     """Names of the training scenes."""
     folder: Path
     """Where it is, beside the autoencoder."""
+    autoencoder: str = ""
+    """The name of one that the package carries and that took no part in the training; empty: the one beside it."""
 
     @classmethod
     def of(
@@ -114,6 +116,11 @@ class SharedBasis:
         return hashlib.sha256((self.folder / SHARED_FILE).read_bytes()).hexdigest()
 
     @property
+    def autoencoder_source(self) -> str:
+        """For `load_autoencoder`."""
+        return self.autoencoder or str((self.folder / "autoencoder").resolve())
+
+    @property
     def bytes_shared(self) -> int:
         """Of the shared planes and the renderer's network, as stored."""
         network = [value for name, value in self.renderer.items() if name.startswith("decoder.")]
@@ -125,12 +132,12 @@ class SharedBasis:
         Raises:
             InputError: states do not fit the settings, or there is no autoencoder.
         """
-        config, folder = self.config, self.folder / "autoencoder"
+        config = self.config
         autoencoder: TrainableAutoencoder | IdentityAutoencoder = IdentityAutoencoder()
         if config.space == "latent":
-            if not folder.is_dir():
-                raise InputError(f"{folder} is missing; {PASS_SHARED}, with all that is in it")
-            autoencoder = TrainableAutoencoder(load_autoencoder(folder.resolve()))
+            if not self.autoencoder and not (self.folder / "autoencoder").is_dir():
+                raise InputError(f"{self.folder / 'autoencoder'} is missing; {PASS_SHARED}, with all that is in it")
+            autoencoder = TrainableAutoencoder(load_autoencoder(self.autoencoder_source))
         model = JointModel(config, autoencoder, scene_parameters(config.triplanes, config.micro_macro), self.background)
         try:
             for name, part in MODULES.items():

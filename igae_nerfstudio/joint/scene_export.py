@@ -72,11 +72,40 @@ def export_scene(learnt_dir: Path, data: Path, output_dir: Path, timestamp: str 
     if basis.config.space == "rgb":
         raise InputError(f"scene {learnt_dir} is one of colours (space: rgb); export scenes of a latent space")
     learnt = load_scene(learnt_dir, basis)
-    autoencoder = Autoencoder(learnt.model.autoencoder.module)
     data = views_of(learnt.name, data).resolve()
     splits = read_splits(basis.config, data, basis.background)
+    return write_run(learnt, basis, splits, data, output_dir, timestamp, steps_of(learnt_dir / RESULT_FILE))
+
+
+def write_run(
+    learnt: LearntScene,
+    basis: SharedBasis,
+    splits: dict[str, DataparserOutputs],
+    data: Path,
+    output_dir: Path,
+    timestamp: str | None = None,
+    steps: tuple[int, int] | None = None,
+) -> Path:
+    """Write a scene as the run NAME/igae-triplanes/TIMESTAMP in `output_dir`.
+
+    Args:
+        learnt: the scene.
+        basis: what it came from.
+        splits: cameras and photos of `train`, `val` and `test`.
+        data: the dataset's folder.
+        output_dir: of runs.
+        timestamp: by default the time.
+        steps: taken in latent supervision and in RGB alignment; None: those of the method's settings.
+
+    Returns:
+        The run's `config.yml`.
+
+    Raises:
+        InputError: the run exists already.
+    """
+    autoencoder = Autoencoder(learnt.model.autoencoder.module)
     timestamp = timestamp or datetime.now().strftime("%Y-%m-%d_%H%M%S")
-    config = run_config(learnt, basis, learnt_dir, data, output_dir, timestamp)
+    config = run_config(learnt, basis, steps, data, output_dir, timestamp)
     config.pipeline.autoencoder.architecture = autoencoder.architecture
     step, run = config.pipeline.schedule().total_steps - 1, config.get_base_dir()
     if run.exists():
@@ -97,20 +126,31 @@ def export_scene(learnt_dir: Path, data: Path, output_dir: Path, timestamp: str 
     return run / "config.yml"
 
 
+def steps_of(result: Path) -> tuple[int, int] | None:
+    """Steps that a scene took in each phase, of its `result.json`."""
+    if not result.exists():
+        return None
+    numbers = json.loads(result.read_text(encoding="utf-8"))
+    first, second = (max(1, int(numbers.get(phase, {}).get("steps", 1))) for phase in PHASES.values())
+    return first, second
+
+
 def run_config(
-    learnt: LearntScene, basis: SharedBasis, learnt_dir: Path, data: Path, output_dir: Path, timestamp: str
+    learnt: LearntScene,
+    basis: SharedBasis,
+    steps: tuple[int, int] | None,
+    data: Path,
+    output_dir: Path,
+    timestamp: str,
 ) -> Any:
     """The settings with which `ns-train igae-triplanes` would have come to this scene, as near as can be said."""
     config: Any = deepcopy(method_configs.igae_triplanes.config)
     config.output_dir, config.experiment_name, config.timestamp = output_dir, learnt.name, timestamp
     config.data = data
     pipeline, model, triplanes = config.pipeline, config.pipeline.model, basis.config.triplanes
-    pipeline.autoencoder.name_or_path = str((basis.folder / "autoencoder").resolve())
+    pipeline.autoencoder.name_or_path = basis.autoencoder_source
     pipeline.latent_normalization = basis.config.latent_normalization
-    result = learnt_dir / RESULT_FILE
-    if result.exists():
-        numbers = json.loads(result.read_text(encoding="utf-8"))
-        steps = [max(1, int(numbers.get(phase, {}).get("steps", 1))) for phase in PHASES.values()]
+    if steps is not None:
         pipeline.latent_supervision_steps, pipeline.rgb_alignment_steps = steps
     record = config.get_base_dir() / RECORD_FILE
     pipeline.datamanager.data = data

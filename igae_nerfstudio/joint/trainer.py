@@ -28,7 +28,7 @@ from igae_nerfstudio.console import log, progress_bar
 from igae_nerfstudio.engine.interruption import StopBetweenSteps
 from igae_nerfstudio.errors import InputError, one_line
 from igae_nerfstudio.files import write_atomically
-from igae_nerfstudio.joint.config import IGAEConfig, Stage1Config, Stage2Config
+from igae_nerfstudio.joint.config import IGAEConfig, Stage1Config, Stage2Config, TrainingConfig
 from igae_nerfstudio.joint.model import Batch, JointModel
 from igae_nerfstudio.joint.objectives import Losses, Objective, weighted_sum
 from igae_nerfstudio.joint.run_log import RunLog
@@ -83,7 +83,7 @@ class Clock(nn.Module):
 class Trainer:
     """Trains stage by stage; run again with the same folder, it goes on where it stopped, as if it had not."""
 
-    config: IGAEConfig
+    config: TrainingConfig
     """Settings, which checkpoints keep."""
     model: JointModel
     data: SceneData
@@ -124,7 +124,7 @@ class Trainer:
             InputError: the loss is not finite, or the folder holds another training.
         """
         resumed = self._resume()
-        if self.number == 1:
+        if not all(stage.images for stage in self.stages[self.number - 1 :]):
             with self.timed(0):
                 self.data.encode_views(self.accelerator, self.quiet)
         if not resumed:
@@ -151,7 +151,7 @@ class Trainer:
 
     def fit_latents(self, latents: Tensor) -> None:
         """Normalisation, preview and background from latents z of views (n, h, w, c)."""
-        moments = self.config.weights.real_latent_moments
+        moments = isinstance(self.config, IGAEConfig) and self.config.weights.real_latent_moments
         self.model.fit_latents(latents, self.data.some_real_images(self.config.seed) if moments else None)
 
     def timed(self, place: int) -> Any:
@@ -185,6 +185,7 @@ class Trainer:
         scenes = sorted({group.scene for group in stage.schedule.groups(step)})
         groups = stage.schedule.groups(step, self.rank, self.world)
         batch = self.data.batch(groups, scenes, stage.images, getattr(stage.settings, "rays_per_view", None))
+        batch.progress = step / stage.steps
         if isinstance(stage.settings, Stage2Config) and self.data.real is not None:
             real = self.data.real.batch(step, stage.settings.real_per_batch, self.config.seed)
             batch.real = real[self.rank :: self.world].to(self.device)
