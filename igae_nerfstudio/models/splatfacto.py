@@ -58,7 +58,7 @@ class LatentSplatfactoConfig(LatentModelConfig, ModelConfig):
     Gaussians as small as a photo's pixels.)"""
     enable_collider: bool = False
     """There are no rays."""
-    loss_coefficients: dict[str, float] = to_immutable_dict({"latent_loss": 1.0, "opacity": 1e-3, "scale": 1e-3})
+    loss_coefficients: dict[str, float] = to_immutable_dict({"latent_loss": 1.0, "opacity": 3e-3, "scale": 1e-3})
     """Weights of the squared error, the mean opacity and the mean scale."""
 
     presets = {"paper": {"num_gaussians": 20_000}, "fast": {"num_gaussians": 3_000}}
