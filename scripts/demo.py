@@ -1,4 +1,4 @@
-"""Train, evaluate and film a latent NeRF of the demo scene with the bundled autoencoder, on a CPU.
+"""Train, evaluate and film a latent scene of the demo with the bundled autoencoder, on a CPU.
 
     make demo                                   # or, in an environment of your own:
     python scripts/demo.py --output-dir outputs/demo
@@ -31,21 +31,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 SCENE = ROOT / "demo" / "lighthouse"
 
-# Table 11's factors on the learning rates are for 10,000 + 15,000 steps; a run of minutes needs the methods' own
-# rates. Fewer samples along a ray than on a GPU, and coarser grids: the render has 16 x 16 pixels.
 TRAINING = """
 --vis tensorboard
---pipeline.latent-supervision-steps {latent_supervision_steps}
---pipeline.rgb-alignment-steps {rgb_alignment_steps}
---pipeline.latent-supervision-lr-factor 1.0
---pipeline.rgb-alignment-lr-factor 1.0
---pipeline.decoder-lr-decay 0.997
+--pipeline.preset quick
 --pipeline.datamanager.latent-cache-dir {latent_cache_dir}
---pipeline.model.num-uniform-samples 40
---pipeline.model.num-samples 20
---pipeline.model.init-resolution 48
---pipeline.model.final-resolution 48
---optimizers.decoder.optimizer.lr 1e-3
 --steps-per-save 200
 --steps-per-eval-batch 1000000
 --steps-per-eval-image 1000000
@@ -122,20 +111,14 @@ def main() -> None:
     """Train, evaluate, render, and say where everything is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "demo", help="default: %(default)s")
-    parser.add_argument("--method", default="igae-tensorf", help="default: %(default)s")
-    parser.add_argument("--latent-supervision-steps", type=int, default=150, help="default: %(default)s")
-    parser.add_argument("--rgb-alignment-steps", type=int, default=450, help="default: %(default)s")
+    parser.add_argument("--method", default="igae-splatfacto", help="one with a preset quick; default: %(default)s")
     parser.add_argument("--frames", type=int, default=48, help="of the video; default: %(default)s")
     arguments = parser.parse_args()
     output = arguments.output_dir.resolve()
     output.mkdir(parents=True, exist_ok=True)
     start = time.time()
     link_ffmpeg()
-    options = TRAINING.format(
-        latent_supervision_steps=arguments.latent_supervision_steps,
-        rgb_alignment_steps=arguments.rgb_alignment_steps,
-        latent_cache_dir=output / "latents",
-    ).split()
+    options = TRAINING.format(latent_cache_dir=output / "latents").split()
     where = ["--output-dir", output, "--experiment-name", "lighthouse", "--timestamp", "run"]
     train = ["ns-train", arguments.method, "--data", SCENE, *where, *options, "blender-data"]
     run("Training: latent supervision, then RGB alignment", *train)

@@ -12,7 +12,7 @@ REACHED = 19.0
 
 
 def test_a_minute_of_training_on_the_demo_scene(tmp_path: Path) -> None:
-    """TensoRF with the settings of `make demo` and a seventh of its steps."""
+    """TensoRF with small grids and few samples, as the preset quick has them."""
     phases = {"latent_supervision_steps": 40, "rgb_alignment_steps": 40, "decoder_lr_decay": 0.98}
     rates = {"latent_supervision_lr_factor": 1.0, "rgb_alignment_lr_factor": 1.0}
     config = latent_config("tensorf", DEMO_SCENE, Path("bundled"), tmp_path, **phases, **rates)
