@@ -128,6 +128,7 @@ def test_finished_runs(
     steps = {"latent_supervision_steps": 2, "rgb_alignment_steps": 2}
     config = latent_config("tensorf", blender_scene, autoencoder_dir, tmp_path, **steps)
     config.save_config()
+    torch.manual_seed(0)
     trainer = config.setup()
     trainer.setup()
     trainer.train()
@@ -141,7 +142,7 @@ def test_finished_runs(
         RenderInterpolated(run, tmp_path / "path", **pictures).main()
     results = json.loads((tmp_path / "eval.json").read_text())["results"]
     assert results["psnr"] == pytest.approx(expected["psnr"], abs=1e-4)
-    assert results["latent_psnr"] == pytest.approx(expected["latent_psnr"], abs=1e-2)
+    assert results["latent_psnr"] == pytest.approx(expected["latent_psnr"], abs=5e-2)  # encoded in half precision
     assert len(list((tmp_path / "dataset" / "test").glob("*/*"))) == 6 and any((tmp_path / "path").iterdir())
 
 

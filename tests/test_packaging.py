@@ -18,7 +18,8 @@ OUTSIDE = dict(os.environ)
 LARGE = 100_000
 """Bytes from which on a file must be a known one."""
 WEIGHTS = {
-    f"igae_nerfstudio/autoencoder/{name}/diffusion_pytorch_model.safetensors" for name in ("bundled", "bundled-ae")
+    *(f"igae_nerfstudio/autoencoder/{name}/diffusion_pytorch_model.safetensors" for name in ("bundled", "bundled-ae")),
+    *(f"igae_nerfstudio/prior/bundled/{name}.pt" for name in ("prior", "shared")),
 }
 
 

@@ -116,7 +116,7 @@ def test_all_are_dead() -> None:
 
 def test_only_faint_gaussians_wander() -> None:
     """By a multiple of their own covariance."""
-    scene = model(40)
+    scene = model(40, noise=5e5)
     scene.gauss_params["opacities"].data[:20] = 3
     scene.gauss_params["opacities"].data[20:] = -9
     scene.gauss_params["scales"].data[:] = torch.tensor([-1.0, -9.0, -9.0])
