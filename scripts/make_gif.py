@@ -1,7 +1,7 @@
 """Turn a finished run into the README's moving picture: latent preview and decoded render, side by side.
 
     make demo
-    python scripts/make_gif.py --load-config outputs/demo/lighthouse/igae-tensorf/run/config.yml \\
+    python scripts/make_gif.py --load-config outputs/demo/lighthouse/igae-splatfacto/run/config.yml \\
         --camera-path outputs/demo/camera_path.json --output-path docs/images/demo.gif
 
 The camera path is a JSON file as the viewer's render panel writes it. Latent pixels are shown as squares, as they are;
