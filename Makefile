@@ -1,4 +1,4 @@
-# make demo    train, evaluate and film a small latent NeRF (about 4 minutes on 2 cores after the install)
+# make demo    train, evaluate and film a small latent scene (about 6 minutes on 2 cores after the install)
 # make demo-prior    a scene from three photos with the prior that the package carries (a minute)
 # make test    lint, types and tests; the same as .ci/run
 # make test-lowest    tests with the oldest packages that pyproject.toml allows, in an environment of their own

@@ -10,7 +10,7 @@ the output folder
     lighthouse.mp4    a flight around the scene
     metrics.json      what `ns-eval` wrote
 
-and the run's own folder, which `ns-viewer --load-config .../config.yml` opens. Nothing is downloaded. About five
+and the run's own folder, which `ns-viewer --load-config .../config.yml` opens. Nothing is downloaded. About six
 minutes on two cores.
 """
 
