@@ -12,6 +12,7 @@ defaults, quality over time with settings in which each learns fast (`over_time.
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from nerfstudio.configs.dataparser_configs import all_dataparsers
@@ -61,13 +62,6 @@ def rgb_config(cell: Cell, latent: Any) -> Any:
     methods: dict[str, Any] = {**nerfstudio_methods, "kplanes": method_configs.igae_kplanes_rgb.config}
     config = deepcopy(methods[cell.method])
     model = config.pipeline.model
-    if cell.method == "splatfacto":  # whole pictures in place of rays
-        config.pipeline.datamanager.cache_images_type = "float32"
-        if cell.baseline == "twin":
-            config.pipeline.model = RGBSplatfactoConfig()
-            config.optimizers = {name: group for name, group in latent.optimizers.items() if name != "decoder"}
-        config.machine.device_type = default_device()
-        return config
     if cell.baseline == "twin":
         config.optimizers = {name: group for name, group in latent.optimizers.items() if name != "decoder"}
         if cell.method == "tensorf":
@@ -76,9 +70,13 @@ def rgb_config(cell: Cell, latent: Any) -> Any:
             model = RGBInstantNGPConfig(eval_num_rays_per_chunk=8192, grid_resolution=64, far_plane=4.0)
         elif cell.method == "vanilla-nerf":
             model.collider_params = latent.pipeline.model.collider_params
+        elif cell.method == "splatfacto":
+            model = RGBSplatfactoConfig()
     elif cell.method == "instant-ngp" and default_device() == "cpu":  # Nerfstudio's marching needs CUDA
         model = MarchedNGPConfig(eval_num_rays_per_chunk=8192)
-    data = VanillaDataManagerConfig(train_num_rays_per_batch=RGB_RAYS, eval_num_rays_per_batch=RGB_RAYS)
+    data: Any = VanillaDataManagerConfig(train_num_rays_per_batch=RGB_RAYS, eval_num_rays_per_batch=RGB_RAYS)
+    if cell.method == "splatfacto":  # whole pictures in place of rays
+        data = replace(config.pipeline.datamanager, cache_images_type="float32")
     config.pipeline = VanillaPipelineConfig(datamanager=data, model=model)
     config.machine.device_type = default_device()
     return config

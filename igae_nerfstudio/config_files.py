@@ -11,13 +11,13 @@ import difflib
 import sys
 import typing
 from pathlib import Path
-from typing import Any, Sequence, TypeVar
+from typing import Any, Callable, Mapping, Sequence, TypeVar
 
 import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from igae_nerfstudio.errors import InputError, one_line
+from igae_nerfstudio.errors import InputError, one_line, reported_in_one_line
 
 T = TypeVar("T")
 
@@ -98,6 +98,30 @@ def differing(
         elif a != b:
             names.append(f"{prefix}{key}")
     return names
+
+
+def run_subcommand(
+    commands: Mapping[str, Callable[[Sequence[str], str], None]],
+    arguments: Sequence[str] | None,
+    prog: str,
+    description: str | None,
+    note: str = "",
+) -> None:
+    """Run the one of some subcommands that a command line names.
+
+    Args:
+        commands: by name; each takes the rest of the line and its own name in `--help`.
+        arguments: by default those of the process.
+        prog: the command's name in `--help`.
+        description: what it does.
+        note: on the names of the subcommands.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog, description=description)
+    parser.add_argument("command", choices=commands, help=f"`COMMAND --help` shows its options{note}")
+    name = parser.parse_args(arguments[:1]).command
+    with reported_in_one_line():
+        commands[name](arguments[1:], f"{prog} {name}")
 
 
 def parse_command(kind: type[T], default: T, arguments: Sequence[str] | None = None, prog: str | None = None) -> T:

@@ -10,8 +10,8 @@ from typing import Annotated, Sequence
 
 import tyro
 
-from igae_nerfstudio.config_files import parse_command
-from igae_nerfstudio.errors import InputError, reported_in_one_line
+from igae_nerfstudio.config_files import parse_command, run_subcommand
+from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.joint import command
 from igae_nerfstudio.joint.config import ManyScenesConfig
 
@@ -94,12 +94,7 @@ COMMANDS = {"train": train, "fit": fit, "exploit": fit, "export": export}
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """The command; arguments and name are by default those of the process."""
-    arguments, prog = sys.argv[1:] if arguments is None else arguments, prog or "igae-scenes"
-    parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument("command", choices=COMMANDS, help="`COMMAND --help` shows its options; exploit is fit")
-    name = parser.parse_args(arguments[:1]).command
-    with reported_in_one_line():
-        COMMANDS[name](arguments[1:], f"{prog} {name}")
+    run_subcommand(COMMANDS, arguments, prog or "igae-scenes", __doc__, "; exploit is fit")
 
 
 if __name__ == "__main__":

@@ -32,12 +32,11 @@ from igae_nerfstudio.errors import InputError
 from igae_nerfstudio.metrics import psnr
 from igae_nerfstudio.models.latent_model import LatentModelConfig
 from igae_nerfstudio.rendering.latent_renderer import MIDDLE
-from igae_nerfstudio.rendering.splatting import Gaussians, rasterize, rotation_matrices
+from igae_nerfstudio.rendering.splatting import Gaussians, covariance_roots, rasterize
 
 DEAD = 0.005
 """Opacity under which a Gaussian is moved."""
 FIRST_OPACITY = 0.1
-GROUPS = ("means", "scales", "quats", "opacities", "features_dc", "features_rest")
 
 
 @dataclass
@@ -192,7 +191,7 @@ class LatentSplatfacto(Model):
         parameters = self.gauss_params
         amount = self.config.noise * rate * torch.sigmoid(100 * (DEAD - parameters["opacities"].sigmoid()))
         noise = torch.randn(len(amount), 3, generator=generator).to(amount) * amount
-        roots = rotation_matrices(parameters["quats"]) * parameters["scales"].exp()[:, None, :]
+        roots = covariance_roots(parameters["quats"], parameters["scales"].exp())
         parameters["means"] += (roots @ (roots.transpose(1, 2) @ noise[..., None]))[..., 0]
 
     @torch.no_grad()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Sequence
 
 import tyro
 
-from igae_nerfstudio.config_files import parse_command
-from igae_nerfstudio.errors import reported_in_one_line
+from igae_nerfstudio.config_files import parse_command, run_subcommand
 from igae_nerfstudio.prior.config import PriorConfig
 
 
@@ -60,12 +57,7 @@ COMMANDS = {"train": train, **{name: of_module(name) for name in ("reconstruct",
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
     """The command; arguments and name are by default those of the process."""
-    arguments, prog = sys.argv[1:] if arguments is None else arguments, prog or "igae-prior"
-    parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument("command", choices=COMMANDS, help="`COMMAND --help` shows its options")
-    name = parser.parse_args(arguments[:1]).command
-    with reported_in_one_line():
-        COMMANDS[name](arguments[1:], f"{prog} {name}")
+    run_subcommand(COMMANDS, arguments, prog or "igae-prior", __doc__)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from igae_nerfstudio.files import write_atomically
 from igae_nerfstudio.joint.results import LearntScene
 from igae_nerfstudio.joint.scene_export import write_run
 from igae_nerfstudio.prior.elbo import gaussian_nll
+from igae_nerfstudio.prior.model import decoded
 from igae_nerfstudio.prior.photos import Dataset, Photos
 from igae_nerfstudio.prior.saved import SavedPrior
 from igae_nerfstudio.scenes.scene_views import ViewCameras
@@ -199,9 +200,7 @@ def render(prior: SavedPrior, z: Tensor, cameras: ViewCameras) -> Tensor:
 def seen(prior: SavedPrior, z: Tensor, photos: Photos) -> Tensor:
     """Decoded renders (k, 3, H, W) at the photos' own cameras."""
     _, o, d = photos.encoded
-    latents = prior.model.renderer(prior.scenes.scene(z), o.flatten(1, 3), d.flatten(1, 3)).latents
-    decoded = prior.model.decode_render(latents.view(*o.shape[1:4], -1)).clamp(0, 1)
-    return decoded[..., : photos.images.shape[-2], : photos.images.shape[-1]]
+    return decoded(prior.model, z, o, d)[..., : photos.images.shape[-2], : photos.images.shape[-1]]
 
 
 def learnt(prior: SavedPrior, z: Tensor, name: str) -> LearntScene:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from igae_nerfstudio.autoencoder.autoencoder import pad_to_multiple
 from igae_nerfstudio.autoencoder.trainable import TrainableAutoencoder
 from igae_nerfstudio.joint.config import Stage1Config
 from igae_nerfstudio.joint.model import JointModel
@@ -118,9 +119,7 @@ class Encoder(nn.Module):
 
     def _padded(self, images: Tensor) -> Tensor:
         """(S, k, h, w, n) as (S k, n, h', w'), sides repeated up to whole patches."""
-        images = images.flatten(0, 1).permute(0, 3, 1, 2)
-        down, right = (-side % self.config.patch for side in images.shape[-2:])
-        return F.pad(images, (0, right, 0, down), mode="replicate")
+        return pad_to_multiple(images.flatten(0, 1).permute(0, 3, 1, 2), self.config.patch)
 
     def looked_up(self, latents: Tensor, rays: Tensor) -> Tensor:
         """What photos show at points in each place of z: mean, least and most over photos, (S, M, points^3 3 c).
@@ -286,6 +285,12 @@ def scenes_of(model: JointModel) -> ScenePrior:
     """The encoder and decoder of a `prior_model`."""
     assert isinstance(model.shared, ScenePrior)
     return model.shared
+
+
+def decoded(model: JointModel, z: Tensor, origins: Tensor, directions: Tensor) -> Tensor:
+    """Pictures (k, 3, H, W) in [0, 1] of one scene z (1, M, D), along rays (1, k, h, w, 3) of latent pixels."""
+    latents = model.renderer(scenes_of(model).scene(z), origins.flatten(1, 3), directions.flatten(1, 3)).latents
+    return model.decode_render(latents.view(*origins.shape[1:4], -1)).clamp(0, 1)
 
 
 def positions(points: Tensor, width: int) -> Tensor:

@@ -12,6 +12,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
 from torch import Tensor
 
+from igae_nerfstudio.autoencoder.autoencoder import pad_to_multiple
 from igae_nerfstudio.data.colmap_model import colmap_models
 from igae_nerfstudio.data.dataset_reader import DatasetReaderConfig
 from igae_nerfstudio.data.latent_cameras import latent_cameras
@@ -115,12 +116,11 @@ class Dataset:
         images = torch.stack([dataset.get_image_float32(i).permute(2, 0, 1) for i in range(len(views))])
         images = images.to(prior.model.normalizer.mean.device)
         downscale, model = prior.model.autoencoder.downscale, prior.model
-        down, right = (-side % downscale for side in images.shape[-2:])
-        padded = torch.nn.functional.pad(images, (0, right, 0, down), mode="replicate")
         rays = latent_cameras(dataset.cameras, downscale).generate_rays(torch.arange(len(views))[:, None])
         o, d = (value.permute(2, 0, 1, 3)[None].to(images.device) for value in (rays.origins, rays.directions))
         self._check(prior, o, d, names_of(some))
-        return Photos(images, model.normalized(model.encode(padded))[None], o, d, names_of(some))
+        latents = model.normalized(model.encode(pad_to_multiple(images, downscale)))[None]
+        return Photos(images, latents, o, d, names_of(some))
 
     def _check(self, prior: SavedPrior, origins: Tensor, directions: Tensor, names: list[str]) -> None:
         extent = prior.config.triplanes.half_extent

@@ -30,7 +30,7 @@ from igae_nerfstudio.joint.scene_data import SceneData
 from igae_nerfstudio.joint.trainer import Stage, Trainer
 from igae_nerfstudio.prior.config import PriorConfig
 from igae_nerfstudio.prior.elbo import NegativeElbo
-from igae_nerfstudio.prior.model import prior_model, scenes_of
+from igae_nerfstudio.prior.model import decoded, prior_model, scenes_of
 from igae_nerfstudio.prior.saved import SavedPrior
 from igae_nerfstudio.scenes.scene_views import SceneViews
 from igae_nerfstudio.scenes.view_schedule import ViewGroup, ViewSchedule
@@ -180,14 +180,9 @@ def figure_columns(trainer: Trainer) -> dict[str, list[np.ndarray]]:
         last = data.counts[scene] - 1
         posterior = scenes.encoder(*few_views(data, scene, photos))
         _, o, d = rays_and_latents(data, scene, (0, last))
-
-        def pictures(z: Tensor, o: Tensor = o, d: Tensor = d) -> Tensor:
-            """(2, 3, H, W) in [0, 1]."""
-            latents = model.renderer(scenes.scene(z), o.flatten(1, 3), d.flatten(1, 3)).latents
-            return model.decode_render(latents.view(*o.shape[1:4], -1)).clamp(0, 1)
-
-        images, known = data.views.images([scene] * 2, (0, last)), pictures(posterior.mean)
-        deviation = torch.stack([pictures(posterior.sample())[1] for _ in range(DRAWS)]).std(dim=0).mean(dim=0)
+        images, known = data.views.images([scene] * 2, (0, last)), decoded(model, posterior.mean, o, d)
+        draws = torch.stack([decoded(model, posterior.sample(), o, d)[1] for _ in range(DRAWS)])
+        deviation = draws.std(dim=0).mean(dim=0)
         shown = [images[0], known[0], images[1], known[1], (4 * deviation).expand(3, -1, -1)]
         titles = ("context photo", "reconstruction", "new view, photo", "new view", "deviation")
         for title, image in zip(titles, shown):

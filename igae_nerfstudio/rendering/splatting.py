@@ -56,9 +56,10 @@ class Gaussians:
     features: Tensor
     """(N, c)."""
 
-    def covariance_roots(self) -> Tensor:
-        """(N, 3, 3): R diag(scales), whose square R diag(scales^2) R^T is the covariance."""
-        return rotation_matrices(self.quats) * self.scales[:, None, :]
+
+def covariance_roots(quats: Tensor, scales: Tensor) -> Tensor:
+    """(N, 3, 3): R diag(scales), whose product with its transpose is the covariance."""
+    return rotation_matrices(quats) * scales[:, None, :]
 
 
 @dataclass
@@ -105,7 +106,7 @@ def project(gaussians: Gaussians, camera: Cameras, blur: float = BLUR) -> Splats
     at_x = (x / z).clamp(-(cx + margin_x) / fx, (width - cx + margin_x) / fx)
     at_y = (y / z).clamp(-(cy + margin_y) / fy, (height - cy + margin_y) / fy)
 
-    roots = rotation @ gaussians.covariance_roots()  # (N, 3, 3)
+    roots = rotation @ covariance_roots(gaussians.quats, gaussians.scales)  # (N, 3, 3)
     across = (roots[:, 0] - at_x[:, None] * roots[:, 2]) * (fx / z)[:, None]  # rows of J W R S
     down = (roots[:, 1] - at_y[:, None] * roots[:, 2]) * (fy / z)[:, None]
     xx, xy, yy = (across * across).sum(-1), (across * down).sum(-1), (down * down).sum(-1)
